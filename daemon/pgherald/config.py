@@ -1,0 +1,469 @@
+"""The settings: one table of what they are, and the one place that reads them.
+
+`SETTINGS` is the source of README's table and of `pgherald --help`. `load_settings` reads an environment once and
+reports everything that is wrong with it together. No file is opened and no connection made here: whether the
+credentials, the database or the state directory are usable is found out by whoever uses them. Called by the commands.
+
+No message of this module repeats a value, because any of them may be a password pasted into the wrong line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import pwd
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum, unique
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from urllib.parse import urlsplit
+
+from psycopg import Error as PsycopgError
+from psycopg.conninfo import conninfo_to_dict
+
+from pgherald.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PREFIX: Final = "PGHERALD_"
+
+T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
+
+
+@unique
+class Scheduler(StrEnum):
+    """Who calls `herald.evaluate()` on a schedule. The event-driven path works in each mode."""
+
+    AUTO = "auto"
+    INTERNAL = "internal"
+    OFF = "off"
+
+
+@unique
+class LogLevel(StrEnum):
+    """The least important lines to write; `critical` ones are always written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """Where to listen. Port 0 lets the kernel choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one daemon or command runs with; times in seconds, `max_rate` in messages a second.
+
+    The two conninfo strings may hold a password, so they are no part of the repr. An empty one means libpq's own PG*
+    variables. `fcm_credentials` of None means application default credentials, `fcm_project` of None the project that
+    the credentials name.
+    """
+
+    database_url: str = field(repr=False)
+    listen_url: str = field(repr=False)
+    fcm_credentials: Path | None
+    fcm_project: str | None
+    fcm_endpoint: str
+    max_in_flight: int
+    send_deadline: float
+    max_rate: float
+    poll_interval: float
+    metrics_listen: HostPort
+    state_dir: Path
+    scheduler: Scheduler
+    log_level: LogLevel
+
+
+class _Wrong(Exception):
+    """What is wrong with one value, in words that do not repeat it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """One row of the table: `default`, `accepts` and `example` as people read them, `parse` and `otherwise` as code.
+
+    `otherwise` makes the value from the rest of the environment where the variable is not set, or blank.
+    """
+
+    name: str
+    default: str
+    meaning: str
+    accepts: str
+    example: str
+    parse: Callable[[str], T]
+    otherwise: Callable[[Mapping[str, str]], T]
+
+
+def _conninfo(text: str) -> str:
+    """A libpq conninfo, kept as it was written; libpq's own complaint is not shown, it quotes parts of the password."""
+    try:
+        parts = conninfo_to_dict(text)
+    except (PsycopgError, ValueError):
+        parts = None
+    if parts is None or "\0" in text:  # raised out here, so that libpq's complaint is not even its context
+        raise _Wrong("libpq cannot read it")
+    # libpq takes what follows an unescaped @ or / of a password for the host, port or database, and names it aloud
+    # when it cannot connect.
+    authority, _, rest = text.partition("://")[2].partition("/")
+    at = authority.count("@") + rest.partition("?")[0].count("@")
+    if at > authority.count("@") or at > 1 or re.fullmatch(r"[0-9,]*", str(parts.get("port") or "")) is None:
+        raise _Wrong(
+            "special characters of a password are not written as %XX (@ is %40, / is %2F), or the port is wrong"
+        )
+    return text
+
+
+def _path(text: str) -> Path:
+    if "\0" in text:
+        raise _Wrong("holds a NUL character")
+    return Path(text)
+
+
+def _credentials(text: str) -> Path:
+    if text.startswith("{"):
+        raise _Wrong("is the content of a credentials file, where its path belongs")
+    return _path(text)
+
+
+def _directory(text: str) -> Path:
+    path = _path(text)
+    if not path.is_absolute():
+        raise _Wrong("is a relative path")
+    return path
+
+
+def _project(text: str) -> str:
+    # Google's ids are 6 to 30 of [a-z0-9-], with a domain and a colon before them in old ones; numbers work as well.
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,99}", text) is None:
+        raise _Wrong("is not the id of a project")
+    return text
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost" or host.lower().endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return len(text) <= 253 and re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?", text) is not None
+    return "%" not in text  # a scoped IPv6 address is good on one link only, and unreadable in a URL
+
+
+def _endpoint(text: str) -> str:
+    """Scheme, host and perhaps a path, without a slash at the end. The access token goes there."""
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname or "", url.port
+    except ValueError:
+        host, port = "", None
+    if not _is_host(host) or port == 0 or re.search(r"[^\x21-\x7e]", text):
+        raise _Wrong("is not a URL with a host")
+    if url.username is not None or url.password is not None or url.query or url.fragment:
+        raise _Wrong("has a user, a query or a fragment, and must have none")
+    if url.scheme == "http" and not _is_loopback(host):
+        raise _Wrong("is plain http to another machine, and whoever listens on the way could take the access token")
+    if url.scheme not in ("http", "https"):
+        raise _Wrong("is neither https nor http")
+    return text.rstrip("/")
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) is None:
+            raise _Wrong("is not a plain number (digits, perhaps a point; no unit, no sign)")
+        return _within(float(text), low, high)
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if re.fullmatch(r"[0-9]{1,12}", text) is None:
+            raise _Wrong("is not a whole number (digits only)")
+        return _within(int(text), low, high)
+
+    return parse
+
+
+N = TypeVar("N", int, float)
+
+
+def _within(value: N, low: N, high: N) -> N:
+    if value < low:
+        raise _Wrong("is too small")
+    if value > high:
+        raise _Wrong("is too large")
+    return value
+
+
+def _one_of(choices: type[E]) -> Callable[[str], E]:
+    def parse(text: str) -> E:
+        for choice in choices:
+            if choice.value == text.lower():
+                return choice
+        raise _Wrong("is none of the choices")
+
+    return parse
+
+
+def _host_port(text: str) -> HostPort:
+    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):([0-9]{1,5})", text)
+    if found is None:
+        raise _Wrong("is not an address, a colon and a port")
+    host, port = found[1] or found[2], int(found[3])
+    if not _is_host(host) or (found[1] is not None and ":" not in host):
+        raise _Wrong("has no host name or IP address before the port")
+    if port > 65535:
+        raise _Wrong("has a port above 65535")
+    return HostPort(host, port)
+
+
+def _credentials_of_systemd(environ: Mapping[str, str]) -> Path | None:
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    path = os.path.join(directory, "fcm.json")  # os.path does not raise where the path is impossible
+    return Path(path) if directory and os.path.exists(path) else None
+
+
+def _state_dir(environ: Mapping[str, str]) -> Path:
+    # systemd gives several directories as one list; a relative XDG_STATE_HOME is to be ignored (XDG base directories).
+    given = environ.get("STATE_DIRECTORY", "").split(":")[0].strip()
+    if given:
+        try:
+            return _directory(given)
+        except _Wrong as wrong:
+            raise _Wrong(f"is not set, and what stands in its place, STATE_DIRECTORY, {wrong}") from None
+    xdg = environ.get("XDG_STATE_HOME", "")
+    if xdg.startswith("/") and "\0" not in xdg:
+        return Path(xdg) / "pgherald"
+    home = environ.get("HOME", "")
+    if not home:
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            home = ""
+    if not home.startswith("/") or "\0" in home:
+        raise _Wrong("is not set, and neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME tells where state may be kept")
+    return Path(home) / ".local" / "state" / "pgherald"
+
+
+_CONNINFO: Final = "a libpq connection string, as a URL or as key=value pairs"
+
+DATABASE_URL: Final = Setting(
+    name="PGHERALD_DATABASE_URL",
+    default="libpq's PG* variables",
+    meaning=(
+        "The database. Keep the password out of it and in a file that PGPASSFILE names: under systemd that can be a "
+        "credential, `LoadCredential=pgpass:...` with `Environment=PGPASSFILE=%d/pgpass`"
+    ),
+    accepts=_CONNINFO,
+    example="postgresql://herald_daemon@db.example.org/app",
+    parse=_conninfo,
+    otherwise=lambda _environ: "",
+)
+LISTEN_URL: Final = Setting(
+    name="PGHERALD_LISTEN_URL",
+    default="PGHERALD_DATABASE_URL",
+    meaning="The listener's own direct connection, needed if the first goes through a pooler: LISTEN needs a session",
+    accepts=_CONNINFO,
+    example="postgresql://herald_daemon@db.example.org:5432/app",
+    parse=_conninfo,
+    otherwise=lambda environ: environ.get(DATABASE_URL.name, "").strip(),
+)
+FCM_CREDENTIALS: Final[Setting[Path | None]] = Setting(
+    name="PGHERALD_FCM_CREDENTIALS",
+    default="$CREDENTIALS_DIRECTORY/fcm.json, else application default credentials",
+    meaning="The service account that may send through FCM",
+    accepts="the path of a JSON file from Google",
+    example="/etc/pgherald/fcm.json",
+    parse=_credentials,
+    otherwise=_credentials_of_systemd,
+)
+FCM_PROJECT: Final[Setting[str | None]] = Setting(
+    name="PGHERALD_FCM_PROJECT",
+    default="from the credentials",
+    meaning="The Firebase project to send through",
+    accepts="the id of a Google Cloud project",
+    example="my-project-123",
+    parse=_project,
+    otherwise=lambda _environ: None,
+)
+FCM_ENDPOINT: Final = Setting(
+    name="PGHERALD_FCM_ENDPOINT",
+    default="https://fcm.googleapis.com",
+    meaning="Where FCM is; an emulator's address to try things out",
+    accepts="an https URL; plain http to this machine only (localhost, 127.0.0.0/8, [::1])",
+    example="https://fcm.googleapis.com",
+    parse=_endpoint,
+    otherwise=lambda _environ: "https://fcm.googleapis.com",
+)
+MAX_IN_FLIGHT: Final = Setting(
+    name="PGHERALD_MAX_IN_FLIGHT",
+    default="10",
+    meaning="How many sends may be under way at once",
+    accepts="a whole number from 1 to 10000",
+    example="10",
+    parse=_whole(1, 10_000),
+    otherwise=lambda _environ: 10,
+)
+SEND_DEADLINE: Final = Setting(
+    name="PGHERALD_SEND_DEADLINE",
+    default="3",
+    meaning="How long one send may take as a whole, in seconds",
+    accepts="a number of seconds from 0.001 to 60",
+    example="3",
+    parse=_number(0.001, 60),
+    otherwise=lambda _environ: 3.0,
+)
+MAX_RATE: Final = Setting(
+    name="PGHERALD_MAX_RATE",
+    default="10000",
+    meaning="The most messages a second; FCM's own quota is 600,000 a minute for a project",
+    accepts="a number from 0.001 to 1000000",
+    example="10000",
+    parse=_number(0.001, 1_000_000),
+    otherwise=lambda _environ: 10_000.0,
+)
+POLL_INTERVAL: Final = Setting(
+    name="PGHERALD_POLL_INTERVAL",
+    default="10",
+    meaning="How often to look for work that no notification announced, in seconds",
+    accepts="a number of seconds from 0.05 to 3600",
+    example="10",
+    parse=_number(0.05, 3600),
+    otherwise=lambda _environ: 10.0,
+)
+METRICS_LISTEN: Final = Setting(
+    name="PGHERALD_METRICS_LISTEN",
+    default="127.0.0.1:9477",
+    meaning="Where /metrics, /healthz and /readyz are served; anyone who reaches it may read them",
+    accepts="an address and a port from 0 to 65535 (0: any free one), IPv6 in brackets",
+    example="127.0.0.1:9477",
+    parse=_host_port,
+    otherwise=lambda _environ: HostPort("127.0.0.1", 9477),
+)
+STATE_DIR: Final = Setting(
+    name="PGHERALD_STATE_DIR",
+    default="$STATE_DIRECTORY, else $XDG_STATE_HOME/pgherald, else ~/.local/state/pgherald",
+    meaning="Where accepted pushes are spooled until the database has them: on a local disk, for one daemon each",
+    accepts="the absolute path of a directory",
+    example="/var/lib/pgherald",
+    parse=_directory,
+    otherwise=_state_dir,
+)
+SCHEDULER: Final = Setting(
+    name="PGHERALD_SCHEDULER",
+    default="auto",
+    meaning="Scheduled runs: pg_cron where its job exists and the daemon otherwise, always the daemon, or neither",
+    accepts="auto, internal or off",
+    example="auto",
+    parse=_one_of(Scheduler),
+    otherwise=lambda _environ: Scheduler.AUTO,
+)
+LOG_LEVEL: Final = Setting(
+    name="PGHERALD_LOG_LEVEL",
+    default="info",
+    meaning="The least important log lines to write",
+    accepts="debug, info, warning or error",
+    example="info",
+    parse=_one_of(LogLevel),
+    otherwise=lambda _environ: LogLevel.INFO,
+)
+
+SETTINGS: Final[tuple[Setting[Any], ...]] = (
+    DATABASE_URL,
+    LISTEN_URL,
+    FCM_CREDENTIALS,
+    FCM_PROJECT,
+    FCM_ENDPOINT,
+    MAX_IN_FLIGHT,
+    SEND_DEADLINE,
+    MAX_RATE,
+    POLL_INTERVAL,
+    METRICS_LISTEN,
+    STATE_DIR,
+    SCHEDULER,
+    LOG_LEVEL,
+)
+
+
+def load_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings of this environment; a variable that is blank counts as not set.
+
+    Raises ConfigError with one line for each problem: the setting, what is wrong, what it may be, an example.
+    """
+    values: dict[str, Any] = {}
+    problems = []
+    for setting in SETTINGS:
+        text = environ.get(setting.name, "").strip()
+        try:
+            values[setting.name] = setting.parse(text) if text else setting.otherwise(environ)
+        except _Wrong as wrong:
+            problems.append(
+                f"{setting.name}: {wrong}; it may be {setting.accepts}; for example {setting.name}={setting.example}"
+            )
+    problems += [_unknown(name) for name in sorted(environ) if _is_unknown(name)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+    def of(setting: Setting[T]) -> T:
+        value: T = values[setting.name]
+        return value
+
+    return Settings(
+        database_url=of(DATABASE_URL),
+        listen_url=of(LISTEN_URL),
+        fcm_credentials=of(FCM_CREDENTIALS),
+        fcm_project=of(FCM_PROJECT),
+        fcm_endpoint=of(FCM_ENDPOINT),
+        max_in_flight=of(MAX_IN_FLIGHT),
+        send_deadline=of(SEND_DEADLINE),
+        max_rate=of(MAX_RATE),
+        poll_interval=of(POLL_INTERVAL),
+        metrics_listen=of(METRICS_LISTEN),
+        state_dir=of(STATE_DIR),
+        scheduler=of(SCHEDULER),
+        log_level=of(LOG_LEVEL),
+    )
+
+
+_KNOWN: Final = frozenset(setting.name for setting in SETTINGS)
+
+
+def _is_unknown(name: str) -> bool:
+    return name.upper().startswith(PREFIX) and name not in _KNOWN
+
+
+def _unknown(name: str) -> str:
+    # A name longer than any setting, or of odd characters, can only be a value that lost its name.
+    shown = name if re.fullmatch(r"[A-Za-z0-9_]{1,64}", name) else f"{PREFIX}..."
+    if re.fullmatch(r"PGHERALD_(SERVICE_HOST|(SERVICE_)?PORT(_.+)?)", shown):
+        return (
+            f"{shown}: is not a setting; Kubernetes sets such variables for a Service named pgherald: "
+            "set enableServiceLinks: false in the pod, or name the Service differently"
+        )
+    rest = {setting.name.removeprefix(PREFIX): setting.name for setting in SETTINGS}
+    near = difflib.get_close_matches(shown.upper().removeprefix(PREFIX), rest, n=1, cutoff=0.4)
+    if near:
+        return f"{shown}: is not a setting; did you mean {rest[near[0]]}?"
+    return f"{shown}: is not a setting; the settings are {', '.join(rest.values())}"
