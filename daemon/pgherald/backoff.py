@@ -1,0 +1,45 @@
+"""How long to wait before the next try: of a push, and of a broken connection. Pure; the caller brings the randomness.
+
+Not here: pausing the whole daemon, which is `pgherald.pacing`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from random import Random
+
+RETRY_BASE: Final = 10.0
+"""Seconds before the first retry at the least: FCM asks for no retry sooner than that."""
+
+RETRY_CAP: Final = 3600.0
+"""Seconds before any retry at the most: a prompt that lives for days is still tried every hour."""
+
+RECONNECT_BASE: Final = 0.1
+RECONNECT_CAP: Final = 10.0
+
+_DOUBLINGS_MAX: Final = 30  # beyond every cap, and far from what a float can hold
+
+
+def retry_delay(attempt: int, retry_after: float | None, base: float = RETRY_BASE, *, rng: Random) -> float:
+    """Seconds until a push may be tried again, after its `attempt`-th try (from 1) was refused.
+
+    Full jitter between `base` and a ceiling that doubles with every try (20 s, 40 s, 80 s ...), never above an hour.
+    A `retry_after` (seconds) is honoured in full, with up to `base` seconds on top so that those who were told the same
+    moment do not all come back in it.
+    """
+    doublings = min(max(attempt, 1), _DOUBLINGS_MAX)
+    delay = rng.uniform(base, max(base, min(RETRY_CAP, base * 2.0**doublings)))
+    if retry_after is not None:
+        delay = max(delay, retry_after + rng.uniform(0.0, base))
+    return min(delay, RETRY_CAP)
+
+
+def reconnect_delay(failures: int, rng: Random) -> float:
+    """Seconds until a connection is tried again after `failures` failures in a row (from 1): 0.1 s doubling to 10 s.
+
+    Between half of that and all of it, so that many daemons do not knock together once the database is back.
+    """
+    ceiling = min(RECONNECT_CAP, RECONNECT_BASE * 2.0 ** min(max(failures - 1, 0), _DOUBLINGS_MAX))
+    return rng.uniform(ceiling / 2, ceiling)
