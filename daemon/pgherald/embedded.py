@@ -78,18 +78,20 @@ class Cluster:
         *,
         binaries: Path | None = None,
         settings: Mapping[str, str] | None = None,
+        scratch: Path | None = None,
     ) -> None:
         """Name a cluster; nothing happens before `start`.
 
-        `directory`: where it lasts, with its log and its password; None = a throw-away one in the temporary directory,
-        with fsync off. `binaries`: the bin directory of a Postgres installation; None = the embedded one.
-        `settings`: lines of postgresql.conf, applied at each start; change `self.settings` to have others at the next.
+        `directory`: where it lasts, with its log and its password; None = a throw-away one, with fsync off, in `scratch`
+        or else the temporary directory. `binaries`: the bin directory of a Postgres installation; None = the embedded
+        one. `settings`: of postgresql.conf, applied at each start; change `self.settings` to have others at the next.
         """
         self.settings: dict[str, str] = dict(settings or {})
         self.port = 0  # chosen at the first start, kept from then on
         self._throw_away = directory is None
         self._account = _account()
         self._binaries = binaries if binaries is not None else embedded_binaries()
+        self._scratch = scratch
         self._directory = Path() if directory is None else directory.absolute()
         self._undertaker: subprocess.Popen[bytes] | None = None
 
@@ -214,7 +216,7 @@ class Cluster:
 
     def _prepare_directory(self) -> None:
         if self._throw_away:
-            self._directory = Path(tempfile.mkdtemp(prefix="pgherald-")).resolve()
+            self._directory = Path(tempfile.mkdtemp(prefix="pgherald-", dir=self._scratch)).resolve()
         else:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._hand_over(self._directory)

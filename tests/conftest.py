@@ -1,0 +1,115 @@
+"""The fixtures that tests share: two real servers, and a database for each test.
+
+`server` is pg18 (embedded, everywhere) and pg15 (Debian's) in turn, so a test that takes `database` or `db`
+runs on both; `@pytest.mark.parametrize("server", ["pg18"], indirect=True)` runs it on one. What is to be known about
+the objects is in tests/support/postgres.py.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from tests.support.postgres import (
+    CRON_DATABASE,
+    DEBIAN_15,
+    WITH_CRON,
+    Database,
+    Server,
+    postgres_15_problem,
+    running_server,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+# A shared machine is slow now and then: what a test may take is for pytest-timeout to say.
+hypothesis.settings.register_profile("pgherald", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("pgherald")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-expected",
+        action="store_true",
+        help="write the files in tests/expected instead of comparing with them",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    problem = postgres_15_problem()
+    if problem is not None:
+        terminalreporter.section("NOT TESTED on PostgreSQL 15", sep="!", red=True, bold=True)
+        terminalreporter.line(problem)
+
+
+@pytest.fixture(scope="session")
+def pg18() -> Iterator[Server]:
+    """PostgreSQL 18, embedded."""
+    with running_server("pg18") as server, server.template():
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pg15() -> Iterator[Server]:
+    """PostgreSQL 15, Debian's."""
+    _require_postgres_15()
+    with running_server("pg15", binaries=DEBIAN_15) as server, server.template():
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pg15_cron() -> Iterator[Server]:
+    """PostgreSQL 15 with pg_cron loaded: of its own, because its launcher looks for `cron_database` every second."""
+    _require_postgres_15()
+    with running_server("pg15_cron", binaries=DEBIAN_15, settings=WITH_CRON) as server, server.template():
+        yield server
+
+
+@pytest.fixture(scope="session", params=["pg18", "pg15"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each server in turn."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Server)
+    return found
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[Database]:
+    """A migrated database, with the reference app, for this test alone."""
+    with server.database() as database:
+        yield database
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[Database]:
+    """A database that was never migrated, owned by the migrator."""
+    with server.database(empty=True) as database:
+        yield database
+
+
+@pytest.fixture
+def db(database: Database) -> psycopg.Connection:
+    """A superuser's autocommit connection to `database`."""
+    return database.connect()
+
+
+@pytest.fixture
+def cron_database(pg15_cron: Server) -> Iterator[Database]:
+    """A migrated database in which pg_cron works: the one its launcher is bound to."""
+    with pg15_cron.database(name=CRON_DATABASE) as database:
+        database.connect().execute("create extension pg_cron")
+        yield database
+
+
+def _require_postgres_15() -> None:
+    problem = postgres_15_problem()
+    if problem is not None and os.environ.get("CI"):
+        pytest.fail(f"CI tests on PostgreSQL 15 too: {problem}")
+    if problem is not None:
+        pytest.skip(f"no PostgreSQL 15: {problem}")
