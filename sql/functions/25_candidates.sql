@@ -1,0 +1,73 @@
+-- From a scenario to its candidates: calls the evaluator of its type and refuses what makes no sense. Dynamic SQL over
+-- names that register_scenario_type() looked up in the catalog and quoted.
+
+-- EXECUTE plans with the very values of the call, and an evaluator in plain SQL is inlined into that plan: null p_users
+-- vanishes, and the planner sees how narrow the window is.
+create or replace function herald.candidates(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null)
+returns herald.candidate[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  c_most constant integer := 1000000;
+  v_evaluator text;
+  v_candidates herald.candidate[];
+  v_bad text;
+begin
+  if isempty(p_window) then
+    return '{}';
+  end if;
+  select t.evaluator into v_evaluator
+  from herald.scenario_type as t
+  where t.scenario_type = p_scenario.scenario_type;
+  execute format('select array_agg(row(c.user_id, c.activity_ref, c.due_at)::herald.candidate) from '
+      '(select d.user_id, d.activity_ref, d.due_at from %s($1, $2, $3) as d limit %s) as c', v_evaluator, c_most + 1)
+    into v_candidates
+    using p_scenario, p_window, p_users;
+  if cardinality(v_candidates) > c_most then
+    raise exception 'evaluator % returned more than % candidates', v_evaluator, c_most
+      using errcode = 'program_limit_exceeded', hint = 'narrow its condition, or set evaluated_through less far back';
+  end if;
+  select case
+      when c.user_id is null then 'a null user_id'
+      when coalesce(c.activity_ref, '') = '' then 'an empty activity_ref'
+      when length(c.activity_ref) > 400 then 'an activity_ref of more than 400 characters'
+      else 'a due_at outside the window'
+    end into v_bad
+  from unnest(v_candidates) as c
+  where c.user_id is null or coalesce(c.activity_ref, '') = '' or length(c.activity_ref) > 400 or p_window @> c.due_at is not true
+  limit 1;
+  if v_bad is not null then
+    raise exception 'evaluator % returned %', v_evaluator, v_bad
+      using errcode = 'data_exception', hint = 'user_id, activity_ref and due_at must be set, and due_at lie inside p_window';
+  end if;
+  return coalesce(v_candidates, '{}');
+end
+$$;
+comment on function herald.candidates is
+  'The candidates of a scenario for a window (lower, upper], of all people or p_users; refuses nulls and moments outside the window.';
+revoke all on function herald.candidates from public;
+
+-- Types without a still_due function hold for ever.
+create or replace function herald.still_due(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz)
+returns setof herald.candidate
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_still_due text;
+begin
+  select t.still_due into v_still_due
+  from herald.scenario_type as t
+  where t.scenario_type = p_scenario.scenario_type;
+  if v_still_due is null then
+    return query select c.user_id, c.activity_ref, c.due_at from unnest(p_candidates) as c;
+  else
+    return query execute format('select c.user_id, c.activity_ref, c.due_at from %s($1, $2, $3) as c', v_still_due)
+      using p_scenario, p_candidates, p_now;
+  end if;
+end
+$$;
+comment on function herald.still_due is 'Those candidates whose condition still holds at p_now (a person may have become active since).';
+revoke all on function herald.still_due from public;

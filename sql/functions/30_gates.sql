@@ -1,0 +1,169 @@
+-- The gates: why a candidate is not sent. All of them, once, here; evaluate, enqueue, preview and explain go through
+-- herald.gate(), and herald.claim() repeats those that may have changed while a prompt waited.
+
+-- When the quiet hours that a moment lies in end; null when it lies in none. An unknown time zone counts as UTC
+-- (the check unknown_time_zone tells the DBA).
+create or replace function herald.quiet_end(p_at timestamptz, p_from time, p_until time, p_time_zone text)
+returns timestamptz
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_zone text := coalesce(p_time_zone, 'UTC');
+  v_local timestamp;
+begin
+  if p_from is null then
+    return null;
+  end if;
+  begin
+    v_local := p_at at time zone v_zone;
+  exception when invalid_parameter_value then
+    v_zone := 'UTC';
+    v_local := p_at at time zone v_zone;
+  end;
+  if p_from < p_until then
+    if v_local::time >= p_from and v_local::time < p_until then
+      return (v_local::date + p_until) at time zone v_zone;
+    end if;
+  elsif v_local::time >= p_from then
+    return (v_local::date + 1 + p_until) at time zone v_zone;
+  elsif v_local::time < p_until then
+    return (v_local::date + p_until) at time zone v_zone;
+  end if;
+  return null;
+end
+$$;
+comment on function herald.quiet_end is 'End of the quiet hours, in the person''s time zone, that a moment lies in; null when in none.';
+revoke all on function herald.quiet_end from public;
+
+-- How many pushes a person got on the local day of p_at. Notifications, and prompts whose answer was lost or is
+-- still out, for those may have arrived.
+create or replace function herald.pushes_today(p_user uuid, p_at timestamptz, p_time_zone text)
+returns bigint
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_midnight timestamptz;
+begin
+  begin
+    v_midnight := date_trunc('day', p_at, coalesce(p_time_zone, 'UTC'));
+  exception when invalid_parameter_value then
+    v_midnight := date_trunc('day', p_at, 'UTC');
+  end;
+  return (
+    select count(*)
+    from herald.scenario_notification as n
+    where n.user_id = p_user and n.dispatched_at >= v_midnight and n.dispatched_at <= p_at
+  ) + (
+    select count(*)
+    from herald.prompt as p
+    where p.user_id = p_user and p.status in ('sending', 'unknown') and p.claimed_at >= v_midnight
+  );
+end
+$$;
+comment on function herald.pushes_today is 'Pushes a person got, or may have got, since midnight in their time zone.';
+revoke all on function herald.pushes_today from public;
+
+-- Whether a person is among the canary_percent of a scenario: the same people every time, others for every scenario.
+create or replace function herald.in_canary(p_scenario uuid, p_user uuid, p_percent integer)
+returns boolean
+language sql immutable strict parallel safe
+return (('x' || substr(md5(p_scenario::text || p_user::text), 1, 7))::bit(28)::integer % 100) < p_percent;
+comment on function herald.in_canary is 'Whether a person belongs to the stable percentage of a canary scenario.';
+revoke all on function herald.in_canary from public;
+
+-- What becomes of each candidate at p_now: decision 'send', or the gate. Of several candidates of one person one is
+-- sent, the latest due. A candidate outside the scenario's scope, or unknown, is dropped without a trace: evaluators
+-- need not care for scope. Rows of prompts that ended without a push (failed, skipped, expired) may be armed again.
+create or replace function herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz)
+returns table (user_id uuid, activity_ref text, due_at timestamptz, decision text, not_before timestamptz)
+language sql stable
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  with holding as materialized (
+    select h.user_id, h.activity_ref
+    from herald.still_due(p_scenario, p_candidates, p_now) as h
+  ), checked as (
+    select
+      c.user_id,
+      c.activity_ref,
+      c.due_at,
+      r.time_zone,
+      case
+        when not r.is_active then 'inactive_recipient'
+        when exists (
+          select from herald.opt_out as o
+          where o.user_id = c.user_id and (o.scenario_type = p_scenario.scenario_type or o.scenario_type is null)
+        ) then 'opted_out'
+        when not exists (
+          select from holding as h
+          where h.user_id = c.user_id and h.activity_ref = c.activity_ref
+        ) then 'no_longer_due'
+        when exists (
+          select from herald.prompt as p
+          where p.user_id = c.user_id and p.scenario_id = p_scenario.scenario_id and p.activity_ref = c.activity_ref
+            and (p.status in ('ready', 'sending', 'sent', 'unknown') or p.gate = 'discarded')
+        ) or exists (
+          select from herald.prompt as p
+          where p.user_id = c.user_id and p.scenario_type = p_scenario.scenario_type and p.status in ('ready', 'sending')
+        ) then 'duplicate'
+        when exists (
+          select from herald.scenario_notification as n
+          where n.user_id = c.user_id and n.scenario_type = p_scenario.scenario_type
+            and n.dispatched_at > p_now - p_scenario.cooldown
+        ) or exists (
+          select from herald.prompt as p
+          where p.user_id = c.user_id and p.scenario_type = p_scenario.scenario_type and p.status = 'unknown'
+            and p.claimed_at > p_now - p_scenario.cooldown
+        ) then 'cooldown'
+        when exists (
+          select from herald.prompt as p
+          where p.idempotency_key = herald.idempotency_key(c.user_id, p_scenario.scenario_type, (p_now at time zone 'UTC')::date)
+            and (p.scenario_id, p.activity_ref) is distinct from (p_scenario.scenario_id, c.activity_ref)
+        ) then 'duplicate'
+        when greatest(c.due_at, p_scenario.started_at) + p_scenario.expires_after <= p_now then 'expired'
+        when p_scenario.mode = 'canary'
+          and not herald.in_canary(p_scenario.scenario_id, c.user_id, p_scenario.canary_percent) then 'canary'
+        when g.daily_cap <= herald.pushes_today(c.user_id, p_now, r.time_zone) then 'daily_cap'
+        when not exists (
+          select from herald.device_token as d
+          where d.user_id = c.user_id and d.revoked_at is null
+        ) then 'no_device_token'
+        when p_scenario.mode = 'shadow' then 'shadow'
+      end as stopped_by
+    from unnest(p_candidates) as c
+    join herald.source_recipient as r on r.user_id = c.user_id
+    cross join herald.setting as g
+    where r.organisation_id = p_scenario.organisation_id
+      and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
+  ), ranked as (
+    select
+      k.*,
+      case
+        when k.stopped_by is null
+        then herald.quiet_end(greatest(p_now, k.due_at), p_scenario.quiet_from, p_scenario.quiet_until, k.time_zone)
+      end as quiet_end,
+      row_number() over (
+        partition by k.user_id, k.stopped_by is null or k.stopped_by in ('no_device_token', 'expired')
+        order by k.stopped_by is not null, k.due_at desc, length(k.activity_ref) desc, k.activity_ref desc
+      ) as place
+    from checked as k
+  )
+  select
+    k.user_id,
+    k.activity_ref,
+    k.due_at,
+    case
+      when (k.stopped_by is null or k.stopped_by in ('no_device_token', 'expired')) and k.place > 1 then 'duplicate'
+      when k.stopped_by is not null then k.stopped_by
+      when k.quiet_end is not null then 'quiet_hours'
+      else 'send'
+    end,
+    coalesce(k.quiet_end, greatest(p_now, k.due_at))
+  from ranked as k;
+$$;
+comment on function herald.gate is
+  'What becomes of each candidate: send, quiet_hours (a prompt, deferred to not_before), or the gate that stops it: inactive_recipient, opted_out, no_longer_due, duplicate, cooldown, expired, canary, daily_cap, no_device_token, shadow.';
+revoke all on function herald.gate from public;

@@ -1,0 +1,284 @@
+-- The outbox, for the daemon: claim, settle, sweep. plpgsql throughout, for its cached plans.
+-- Lock order, everywhere: prompts (by prompt_id where several are locked at once), then notifications, history, device tokens.
+
+-- Takes up to p_limit ready prompts: checks again what may have changed while they waited, and turns those that pass
+-- to 'sending' until now + p_lease. One row for each prompt touched, with its decision: send (then everything needed
+-- to send it, its devices latest first), deferred (quiet hours), skipped (gate) or expired. Never waits for a lock.
+create or replace function herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamptz default now())
+returns table (
+  prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
+  activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer,
+  due_at timestamptz, expires_at timestamptz, claimed_at timestamptz, all_devices boolean, devices jsonb
+)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+#variable_conflict use_column
+begin
+  if exists (select from herald.setting as g where g.paused_at is not null) then
+    return;
+  end if;
+  return query
+  with recursive level as (
+    -- the priorities that are waiting, highest first: one index probe each
+    (select p.priority from herald.prompt as p where p.status = 'ready' order by p.priority desc limit 1)
+    union all
+    select (
+      select p.priority from herald.prompt as p
+      where p.status = 'ready' and p.priority < l.priority
+      order by p.priority desc limit 1
+    )
+    from level as l
+    where l.priority is not null
+  ), picked as materialized (
+    select q.*
+    from level as l
+    cross join lateral (
+      select p.prompt_id, p.user_id, p.scenario_id, p.scenario_type, p.activity_ref, p.due_at
+      from herald.prompt as p
+      where p.status = 'ready' and p.priority = l.priority and p.not_before <= p_now
+      order by p.not_before
+      limit p_limit
+      for update skip locked
+    ) as q
+    limit p_limit
+  ), weighed as materialized (
+    select
+      q.prompt_id,
+      greatest(q.due_at, s.started_at) + s.expires_after as expires_at,
+      s.presentation,
+      s.title_key,
+      s.body_key,
+      s.devices = 'all' as all_devices,
+      herald.cooldown_window_start(p_now, s.cooldown) as window_start,
+      case when s.quiet_from is not null then herald.quiet_end(p_now, s.quiet_from, s.quiet_until, r.time_zone) end as quiet_end,
+      case
+        when greatest(q.due_at, s.started_at) + s.expires_after <= p_now then 'expired'
+        when s.mode in ('off', 'shadow') then s.mode
+        when not r.is_active then 'inactive_recipient'
+        when exists (
+          select from herald.opt_out as o
+          where o.user_id = q.user_id and (o.scenario_type = q.scenario_type or o.scenario_type is null)
+        ) then 'opted_out'
+        when exists (
+          select from herald.scenario_notification as n
+          where n.user_id = q.user_id and n.scenario_type = q.scenario_type and n.dispatched_at > p_now - s.cooldown
+        ) or exists (
+          select from herald.prompt as u
+          where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.status = 'unknown'
+            and u.claimed_at > p_now - s.cooldown and u.prompt_id <> q.prompt_id
+        ) then 'cooldown'
+        when g.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
+      end as stopped_by
+    from picked as q
+    join herald.scenario as s on s.scenario_id = q.scenario_id
+    left join herald.source_recipient as r on r.user_id = q.user_id
+    cross join herald.setting as g
+  ), decided as materialized (
+    select
+      w.*,
+      case
+        when w.stopped_by = 'expired' then 'expired'
+        when w.stopped_by is not null then 'skipped'
+        when w.quiet_end is not null then 'deferred'
+        else 'send'
+      end as decision,
+      coalesce(w.stopped_by, case when w.quiet_end is not null then 'quiet_hours' end) as gate
+    from weighed as w
+  ), claimed as (
+    update herald.prompt as p
+    set
+      status = case d.decision when 'send' then 'sending' when 'deferred' then 'ready' else d.decision end,
+      gate = d.gate,
+      not_before = case d.decision when 'deferred' then d.quiet_end else p.not_before end,
+      cooldown_window_start = case d.decision when 'send' then d.window_start else p.cooldown_window_start end,
+      owner = case d.decision when 'send' then p_owner end,
+      claimed_at = case d.decision when 'send' then p_now end,
+      deadline = case d.decision when 'send' then p_now + p_lease end,
+      attempts = p.attempts + (d.decision = 'send')::integer,
+      epoch = p.epoch + (d.decision = 'send')::integer,
+      settled_at = case when d.decision in ('skipped', 'expired') then p_now end
+    from decided as d
+    where p.prompt_id = d.prompt_id
+    returning p.prompt_id, d.decision, d.gate, p.epoch, p.notification_id, p.scenario_id, p.scenario_type, p.user_id, p.activity_ref,
+      d.presentation, d.title_key, d.body_key, p.priority, p.collapse_key, p.attempts, p.due_at, d.expires_at, d.all_devices
+  ), told as (
+    insert into herald.scenario_prompt_history (prompt_id, scenario_id, peer_mentor_id, dispatched_at, delivery_status, error_code, attempt)
+    select c.prompt_id, c.scenario_id, c.user_id, p_now, 'skipped', c.gate, c.attempts
+    from claimed as c
+    where c.decision in ('skipped', 'expired')
+  )
+  select
+    c.prompt_id, c.decision, c.gate, c.epoch, c.notification_id, c.scenario_id, c.scenario_type, c.user_id,
+    c.activity_ref, c.presentation, c.title_key, c.body_key, c.priority, c.collapse_key, c.attempts,
+    c.due_at, c.expires_at, p_now, c.all_devices,
+    case when c.decision = 'send' then coalesce((
+      select jsonb_agg(jsonb_build_object('device_id', t.id, 'platform', t.platform, 'kind', t.kind, 'token', t.token,
+        'last_seen_at', t.last_seen_at) order by t.last_seen_at desc, t.id)
+      from herald.device_token as t
+      where t.user_id = c.user_id and t.revoked_at is null
+    ), '[]') end
+  from claimed as c;
+end
+$$;
+comment on function herald.claim is
+  'Takes up to p_limit ready prompts for p_owner until now + p_lease, gates that may have changed checked again; one row per prompt with its decision.';
+revoke all on function herald.claim from public;
+grant execute on function herald.claim to herald_daemon;
+
+-- Writes the outcomes of claimed prompts, element by element of parallel arrays, in one transaction: status, history,
+-- notification. Outcomes: sent, failed, skipped (error = gate), unknown, retry (ready again at p_retry_at), release (never
+-- tried: ready again at p_retry_at, as if not claimed). Idempotent: an outcome of a claim that is settled already changes
+-- nothing. A late outcome of a claim that was swept to unknown still counts; of an earlier epoch only 'sent' does,
+-- for a push that was accepted must have its record.
+create or replace function herald.settle(
+  p_prompt uuid[], p_epoch bigint[], p_outcome text[], p_error text[], p_at timestamptz[], p_retry_at timestamptz[],
+  p_device uuid[], p_message_name text[], p_now timestamptz default now()
+)
+returns table (prompt_id uuid, applied boolean, status text)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+#variable_conflict use_column
+begin
+  return query
+  with outcome as materialized (
+    select o.*
+    from unnest(p_prompt, p_epoch, p_outcome, p_error, p_at, p_retry_at, p_device, p_message_name)
+      as o (prompt_id, epoch, outcome, error, at, retry_at, device_id, message_name)
+  ), locked as materialized (
+    select p.prompt_id, p.epoch, p.status, p.scenario_id, p.user_id, p.attempts, p.due_at
+    from herald.prompt as p
+    where p.prompt_id = any (p_prompt)
+    order by p.prompt_id
+    for no key update
+  ), judged as materialized (
+    select
+      o.*,
+      l.status as was,
+      l.scenario_id,
+      l.user_id,
+      l.attempts,
+      case
+        when o.epoch = l.epoch and l.status = 'sending' then
+          case
+            when o.outcome in ('retry', 'release') then 'ready'
+            when o.outcome = 'unknown' and s.on_unknown = 'resend' and l.attempts < 3
+              and greatest(l.due_at, s.started_at) + s.expires_after > p_now then 'ready'
+            else o.outcome
+          end
+        when o.outcome = 'sent' and l.status in ('unknown', 'failed', 'ready', 'skipped', 'expired') then 'sent'
+        when o.outcome in ('failed', 'retry') and o.epoch = l.epoch and l.status = 'unknown' then 'failed'
+        when o.outcome = 'sent' and o.epoch < l.epoch and l.status = 'sending' then 'sending'
+      end as becomes
+    from outcome as o
+    join locked as l on l.prompt_id = o.prompt_id
+    join herald.scenario as s on s.scenario_id = l.scenario_id
+  ), updated as (
+    update herald.prompt as p
+    set
+      status = j.becomes,
+      gate = case j.becomes when 'skipped' then j.error end,
+      error_code = case when j.becomes in ('skipped', 'sent') or j.outcome = 'release' then null else j.error end,
+      not_before = case when j.becomes = 'ready' then coalesce(j.retry_at, p_now + interval '10 seconds') else p.not_before end,
+      attempts = p.attempts - (j.outcome = 'release')::integer,
+      owner = case j.becomes when 'sending' then p.owner end,
+      deadline = case j.becomes when 'sending' then p.deadline end,
+      settled_at = case when j.becomes not in ('ready', 'sending') then p_now end
+    from judged as j
+    where p.prompt_id = j.prompt_id and j.becomes is not null
+    returning p.prompt_id, p.status, j.outcome, j.error, j.at, j.device_id, j.message_name, p.scenario_id, p.scenario_type, p.user_id,
+      p.activity_ref, p.idempotency_key, p.cooldown_window_start, p.notification_id, j.attempts
+  ), noted as (
+    insert into herald.scenario_notification (id, user_id, scenario_type, scenario_id, dispatched_at, idempotency_key,
+      cooldown_window_start, prompt_id, activity_ref, device_id, message_name)
+    select u.notification_id, u.user_id, u.scenario_type, u.scenario_id, u.at, u.idempotency_key,
+      u.cooldown_window_start, u.prompt_id, u.activity_ref, u.device_id, u.message_name
+    from updated as u
+    where u.outcome = 'sent'
+    on conflict do nothing
+  ), told as (
+    insert into herald.scenario_prompt_history (prompt_id, scenario_id, peer_mentor_id, dispatched_at, delivery_status, error_code, attempt)
+    select u.prompt_id, u.scenario_id, u.user_id, u.at,
+      case u.outcome when 'sent' then 'dispatched' when 'retry' then 'failed' else u.outcome end,
+      u.error, u.attempts
+    from updated as u
+    where u.outcome <> 'release'
+  )
+  select o.prompt_id, u.prompt_id is not null, coalesce(u.status, l.status)
+  from outcome as o
+  left join updated as u on u.prompt_id = o.prompt_id
+  left join locked as l on l.prompt_id = o.prompt_id;
+end
+$$;
+comment on function herald.settle is
+  'Writes outcomes of claimed prompts in one transaction: status, history, notification; idempotent, and fenced by the epoch of the claim.';
+revoke all on function herald.settle from public;
+grant execute on function herald.settle to herald_daemon;
+
+-- Revokes devices that FCM called invalid, only where the row is unchanged since the claim read it. Says which it revoked:
+-- however many report a device, one is told so.
+create or replace function herald.revoke_devices(p_device uuid[], p_last_seen_at timestamptz[], p_reason text[], p_now timestamptz default now())
+returns table (device_id uuid, reason text)
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with target as materialized (
+    select t.id, v.reason
+    from unnest(p_device, p_last_seen_at, p_reason) as v (id, last_seen_at, reason)
+    join herald.device_token as t on t.id = v.id and t.last_seen_at = v.last_seen_at
+    where t.revoked_at is null
+    order by t.id
+    for no key update of t
+  )
+  update herald.device_token as t
+  set revoked_at = p_now, revoked_reason = g.reason
+  from (select distinct on (x.id) x.id, x.reason from target as x order by x.id) as g
+  where t.id = g.id and t.revoked_at is null
+  returning t.id, t.revoked_reason;
+$$;
+comment on function herald.revoke_devices is 'Revokes devices whose row is unchanged since it was read; returns those it revoked.';
+revoke all on function herald.revoke_devices from public;
+grant execute on function herald.revoke_devices to herald_daemon;
+
+-- Claims whose owner is gone: past their deadline and the grace, whether FCM accepted is not known. With on_unknown =
+-- 'resend' they go out again (a second copy replaces the first on the device), at most three times in all.
+create or replace function herald.sweep(p_grace interval, p_now timestamptz default now())
+returns table (prompt_id uuid, scenario_type text, status text)
+language sql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+  with lost as materialized (
+    select p.prompt_id,
+      case
+        when s.on_unknown = 'resend' and p.attempts < 3 and greatest(p.due_at, s.started_at) + s.expires_after > p_now then 'ready'
+        else 'unknown'
+      end as becomes
+    from herald.prompt as p
+    join herald.scenario as s on s.scenario_id = p.scenario_id
+    where p.status = 'sending' and p.deadline < p_now - p_grace
+    order by p.prompt_id
+    limit 10000
+    for no key update of p skip locked
+  ), swept as (
+    update herald.prompt as p
+    set status = l.becomes, error_code = 'OWNER_LOST', owner = null, deadline = null,
+      not_before = case l.becomes when 'ready' then p_now else p.not_before end,
+      settled_at = case l.becomes when 'unknown' then p_now end
+    from lost as l
+    where p.prompt_id = l.prompt_id
+    returning p.prompt_id, p.scenario_id, p.scenario_type, p.user_id, p.status, p.attempts
+  ), told as (
+    insert into herald.scenario_prompt_history (prompt_id, scenario_id, peer_mentor_id, dispatched_at, delivery_status, error_code, attempt)
+    select s.prompt_id, s.scenario_id, s.user_id, p_now, 'unknown', 'OWNER_LOST', s.attempts
+    from swept as s
+  )
+  select s.prompt_id, s.scenario_type, s.status
+  from swept as s;
+$$;
+comment on function herald.sweep is 'Turns claims past their deadline plus grace to unknown (or ready, with on_unknown = resend); one row each.';
+revoke all on function herald.sweep from public;
+grant execute on function herald.sweep to herald_daemon;

@@ -1,0 +1,166 @@
+-- For phones, through the API with the person's own JWT: devices, opt-outs, what a push was about. Every function works
+-- on the caller's own rows only, and none tells whether anything of anybody else exists.
+
+-- The caller, or 28000: these functions make no sense without one.
+create or replace function herald.require_user()
+returns uuid
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_user uuid := herald.jwt_user_id();
+begin
+  if v_user is null then
+    raise exception 'this call needs a signed-in person'
+      using errcode = 'invalid_authorization_specification', hint = 'call it through the API with a JWT whose "sub" is the user_id';
+  end if;
+  return v_user;
+end
+$$;
+comment on function herald.require_user is 'The user_id in the claims of this request; 28000 when there is none.';
+revoke all on function herald.require_user from public;
+
+create or replace function herald.check_device_token(p_token text)
+returns void
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_token is null or length(p_token) not between 1 and 2000 or p_token ~ '[[:cntrl:][:space:]]' then
+    raise exception 'this is not a device token'
+      using errcode = 'invalid_parameter_value', hint = 'pass what the Firebase SDK returned: 1 to 2000 characters, no white space';
+  end if;
+end
+$$;
+comment on function herald.check_device_token is 'Refuses what cannot be a device token (22023), without repeating it.';
+revoke all on function herald.check_device_token from public;
+
+-- The row is locked by its unique token: two phones that register at the same moment end one after the other.
+create or replace function herald.register_device_token(p_token text, p_platform text, p_replaces text default null)
+returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_user constant uuid := herald.require_user();
+begin
+  perform herald.check_device_token(p_token);
+  if p_platform is null or p_platform not in ('ios', 'android', 'web') then
+    raise exception 'unknown platform'
+      using errcode = 'invalid_parameter_value', hint = 'pass ''ios'', ''android'' or ''web''';
+  end if;
+  if p_replaces is not null then
+    perform herald.check_device_token(p_replaces);
+    delete from herald.device_token as d
+    where d.token = p_replaces and d.user_id = v_user and d.token <> p_token;
+  end if;
+  insert into herald.device_token as d (user_id, token, platform, kind, registered_at, last_seen_at)
+  -- A Firebase installation id has 22 URL-safe characters; registration tokens are far longer.
+  values (v_user, p_token, p_platform, case when p_token ~ '^[A-Za-z0-9_-]{22}$' then 'fid' else 'token' end,
+    clock_timestamp(), clock_timestamp())
+  on conflict (token) do update
+  set user_id = excluded.user_id, platform = excluded.platform, kind = excluded.kind, last_seen_at = excluded.last_seen_at,
+    registered_at = case when d.user_id = excluded.user_id and d.revoked_at is null then d.registered_at else excluded.registered_at end,
+    revoked_at = null, revoked_reason = null;
+  -- Whoever was due without a device is looked at again.
+  insert into herald.touched_user (user_id) values (v_user);
+  perform herald.ring();
+end
+$$;
+comment on function herald.register_device_token is
+  'Makes a device the caller''s (upsert), and removes the one it replaces, in one transaction; answers nothing.';
+revoke all on function herald.register_device_token from public;
+grant execute on function herald.register_device_token to authenticated;
+
+create or replace function herald.unregister_device_token(p_token text)
+returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_user constant uuid := herald.require_user();
+begin
+  perform herald.check_device_token(p_token);
+  delete from herald.device_token as d
+  where d.token = p_token and d.user_id = v_user;
+end
+$$;
+comment on function herald.unregister_device_token is 'Removes a device of the caller (signing out); answers nothing.';
+revoke all on function herald.unregister_device_token from public;
+grant execute on function herald.unregister_device_token to authenticated;
+
+create or replace function herald.set_opt_out(p_scenario_type text, p_opted_out boolean)
+returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_user constant uuid := herald.require_user();
+begin
+  if p_opted_out is null then
+    raise exception 'p_opted_out must be true or false'
+      using errcode = 'invalid_parameter_value', hint = 'true: no more of these pushes; false: again';
+  end if;
+  if p_scenario_type is not null and not exists (select from herald.scenario_type as t where t.scenario_type = p_scenario_type) then
+    raise exception 'unknown scenario type'
+      using errcode = 'invalid_parameter_value', hint = 'pass a scenario type, or null for everything';
+  end if;
+  if p_opted_out then
+    insert into herald.opt_out (user_id, scenario_type)
+    values (v_user, p_scenario_type)
+    on conflict do nothing;
+  else
+    delete from herald.opt_out as o
+    where o.user_id = v_user and o.scenario_type is not distinct from p_scenario_type;
+  end if;
+end
+$$;
+comment on function herald.set_opt_out is 'The caller wants no more pushes (true), or again (false), of one scenario type or (null) of any.';
+revoke all on function herald.set_opt_out from public;
+grant execute on function herald.set_opt_out to authenticated;
+
+-- The texts by key in the caller's locale: exact, then its language, then English, then the key itself.
+create or replace function herald.notification_content(p_notification_id uuid)
+returns table (notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamptz, opened_at timestamptz)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select n.id, n.scenario_type, coalesce(t.title, s.title_key), coalesce(t.body, s.body_key), n.activity_ref, n.dispatched_at, n.opened_at
+  from herald.scenario_notification as n
+  left join herald.scenario as s on s.scenario_id = n.scenario_id
+  left join herald.source_recipient as r on r.user_id = n.user_id
+  left join lateral (
+    select
+      (array_agg(m.text order by m.place) filter (where m.text_key = s.title_key))[1] as title,
+      (array_agg(m.text order by m.place) filter (where m.text_key = s.body_key))[1] as body
+    from (
+      select x.text_key, x.text,
+        case x.locale when r.locale then 1 when split_part(r.locale, '-', 1) then 2 when 'en' then 3 end as place
+      from herald.message_text as x
+      where x.text_key in (s.title_key, s.body_key)
+    ) as m
+    where m.place is not null
+  ) as t on true
+  where n.id = p_notification_id and n.user_id = (select herald.require_user());
+$$;
+comment on function herald.notification_content is
+  'What a push was about, in the caller''s locale; no row for an unknown id or somebody else''s.';
+revoke all on function herald.notification_content from public;
+grant execute on function herald.notification_content to authenticated;
+
+create or replace function herald.mark_opened(p_notification_id uuid)
+returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_user constant uuid := herald.require_user();
+begin
+  update herald.scenario_notification as n
+  set opened_at = clock_timestamp()
+  where n.id = p_notification_id and n.user_id = v_user and n.opened_at is null;
+end
+$$;
+comment on function herald.mark_opened is 'Notes that the caller opened a push, once; answers nothing.';
+revoke all on function herald.mark_opened from public;
+grant execute on function herald.mark_opened to authenticated;

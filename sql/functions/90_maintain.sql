@@ -1,0 +1,73 @@
+-- Retention: keeps the hot tables small. Nightly, by pg_cron (job herald-maintain) or by the daemon.
+
+-- At most p_batch rows of each table a call; call again while it returns true. What dedupes is kept far longer than a
+-- prompt may live: a pruned prompt was due longer ago than any evaluation looks back.
+create or replace function herald.maintain_batch(p_now timestamptz, p_batch integer)
+returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_setting herald.setting;
+  v_keep interval;
+  v_rows integer;
+  v_more boolean := false;
+begin
+  select g.* into v_setting from herald.setting as g;
+  select greatest(v_setting.prompt_retention, max(s.expires_after) + interval '1 day', max(s.cooldown)) into v_keep
+  from herald.scenario as s;
+  delete from herald.prompt as p
+  where p.ctid = any (array(
+    select q.ctid from herald.prompt as q
+    where q.created_at < p_now - v_keep and q.status in ('sent', 'failed', 'skipped', 'expired') and q.settled_at < p_now - v_keep
+    limit p_batch));
+  get diagnostics v_rows = row_count;
+  v_more := v_more or v_rows = p_batch;
+  delete from herald.scenario_prompt_history as h
+  where h.ctid = any (array(
+    select q.ctid from herald.scenario_prompt_history as q
+    where q.dispatched_at < p_now - v_setting.history_retention
+    limit p_batch));
+  get diagnostics v_rows = row_count;
+  v_more := v_more or v_rows = p_batch;
+  delete from herald.scenario_notification as n
+  where n.ctid = any (array(
+    select q.ctid from herald.scenario_notification as q
+    where q.dispatched_at < p_now - greatest(v_setting.notification_retention, v_keep)
+    limit p_batch));
+  get diagnostics v_rows = row_count;
+  v_more := v_more or v_rows = p_batch;
+  delete from herald.evaluation_run as e
+  where e.ctid = any (array(
+    select q.ctid from herald.evaluation_run as q
+    where q.started_at < p_now - v_setting.run_retention
+    limit p_batch));
+  get diagnostics v_rows = row_count;
+  v_more := v_more or v_rows = p_batch;
+  delete from herald.device_token as d
+  where d.ctid = any (array(
+    select q.ctid from herald.device_token as q
+    where q.last_seen_at < p_now - v_setting.token_retention
+    limit p_batch));
+  get diagnostics v_rows = row_count;
+  return v_more or v_rows = p_batch;
+end
+$$;
+comment on function herald.maintain_batch is 'Deletes one batch of what is older than the retentions of herald.setting; true while there is more.';
+revoke all on function herald.maintain_batch from public;
+grant execute on function herald.maintain_batch to herald_daemon;
+
+-- A procedure, so that each batch commits on its own and vacuum can follow.
+create or replace procedure herald.maintain(p_now timestamptz default now(), p_batch integer default 10000)
+language plpgsql
+as $$
+begin
+  while herald.maintain_batch(p_now, p_batch)
+  loop
+    commit;
+  end loop;
+end
+$$;
+comment on procedure herald.maintain is 'Deletes what is older than the retentions of herald.setting, batch by batch.';
+revoke all on procedure herald.maintain from public;

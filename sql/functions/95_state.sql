@@ -1,0 +1,129 @@
+-- What the daemon, its operators and its metrics read.
+
+-- Prompts by status. Exact for what is open or needs a person; of settled ones, an estimate of the planner's statistics
+-- where the table is large.
+create or replace function herald.prompt_counts()
+returns table (status text, prompts bigint)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  if (select c.reltuples from pg_class as c where c.oid = 'herald.prompt'::regclass) < 20000 then
+    return query
+    select k.status, count(p.prompt_id)
+    from unnest(array['ready', 'sending', 'sent', 'failed', 'unknown', 'skipped', 'expired']) as k (status)
+    left join herald.prompt as p on p.status = k.status
+    group by k.status;
+  else
+    return query
+    select 'ready', count(*) from herald.prompt as p where p.status = 'ready'
+    union all
+    select 'sending', count(*) from herald.prompt as p where p.status = 'sending'
+    union all
+    select 'failed', count(*) from herald.prompt as p where p.status = 'failed'
+    union all
+    select 'unknown', count(*) from herald.prompt as p where p.status = 'unknown'
+    union all
+    select k.status, coalesce((
+      select (c.reltuples * f.frequency)::bigint
+      from pg_stats as t
+      cross join lateral unnest(t.most_common_vals::text::text[], t.most_common_freqs) as f (status, frequency)
+      join pg_class as c on c.oid = 'herald.prompt'::regclass
+      where t.schemaname = 'herald' and t.tablename = 'prompt' and t.attname = 'status' and f.status = k.status
+    ), 0)
+    from unnest(array['sent', 'skipped', 'expired']) as k (status);
+  end if;
+end
+$$;
+comment on function herald.prompt_counts is 'Prompts by status: exact where open or in need of a person, else estimated on a large table.';
+revoke all on function herald.prompt_counts from public;
+grant execute on function herald.prompt_counts to herald_daemon, herald_reader;
+
+-- When the ready prompts may be claimed, by the index (priority, not_before): two probes for each priority that waits,
+-- however many rows there are.
+create or replace function herald.ready_times(p_now timestamptz)
+returns table (first_not_before timestamptz, next_not_before timestamptz)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  with recursive level as (
+    (select p.priority from herald.prompt as p where p.status = 'ready' order by p.priority desc limit 1)
+    union all
+    select (
+      select p.priority from herald.prompt as p
+      where p.status = 'ready' and p.priority < l.priority
+      order by p.priority desc limit 1
+    )
+    from level as l
+    where l.priority is not null
+  )
+  select
+    min((
+      select p.not_before from herald.prompt as p
+      where p.status = 'ready' and p.priority = l.priority and p.not_before <= p_now
+      order by p.not_before limit 1
+    )),
+    min((
+      select p.not_before from herald.prompt as p
+      where p.status = 'ready' and p.priority = l.priority and p.not_before > p_now and p.not_before < 'infinity'
+      order by p.not_before limit 1
+    ))
+  from level as l;
+$$;
+comment on function herald.ready_times is
+  'Since when the oldest claimable prompt waits (null: none), and when the next one becomes claimable (null: none).';
+revoke all on function herald.ready_times from public;
+
+-- One row of everything the daemon measures or decides by between its claims.
+create or replace function herald.daemon_state(p_after_run bigint default null, p_now timestamptz default now())
+returns table (
+  schema_version integer, prompts jsonb, oldest_ready_seconds double precision,
+  paused boolean, held integer, last_evaluation_at timestamptz, last_run bigint, runs jsonb, scenario_types text[],
+  notify_queue_usage double precision, now timestamptz
+)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select
+    (select max(m.version) from herald.migration as m),
+    (select jsonb_object_agg(c.status, c.prompts) from herald.prompt_counts() as c),
+    coalesce(extract(epoch from p_now - w.first_not_before)::double precision, 0),
+    (select g.paused_at is not null from herald.setting as g),
+    (select count(*)::integer from herald.scenario as s where s.held_at is not null),
+    (select max(r.started_at) from herald.evaluation_run as r where r.source = 'schedule' and r.started_at > p_now - interval '1 day'),
+    (select max(r.run_id) from herald.evaluation_run as r),
+    (
+      select coalesce(jsonb_agg(jsonb_build_object(
+        'scenario_type', s.scenario_type, 'seconds', extract(epoch from r.duration), 'suppressed', r.suppressed, 'failed', r.error is not null
+      )), '[]')
+      from herald.evaluation_run as r
+      join herald.scenario as s on s.scenario_id = r.scenario_id
+      where r.run_id > p_after_run
+    ),
+    (select array_agg(t.scenario_type order by t.scenario_type) from herald.scenario_type as t),
+    pg_notification_queue_usage(),
+    p_now
+  from herald.ready_times(p_now) as w;
+$$;
+comment on function herald.daemon_state is
+  'One row for the daemon''s metrics and decisions; runs: the evaluation runs after p_after_run (null: none).';
+revoke all on function herald.daemon_state from public;
+grant execute on function herald.daemon_state to herald_daemon, herald_reader;
+
+-- Cheap enough for every turn of the loop.
+create or replace function herald.work_waiting(p_now timestamptz default now())
+returns table (touched boolean, ready boolean, next_not_before timestamptz, oldest_running xid8)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select
+    exists (select from herald.touched_user as t),
+    w.first_not_before is not null,
+    w.next_not_before,
+    pg_snapshot_xmin(pg_current_snapshot())
+  from herald.ready_times(p_now) as w;
+$$;
+comment on function herald.work_waiting is 'Whether there is anything to evaluate or to claim now, when next, and the oldest transaction still running.';
+revoke all on function herald.work_waiting from public;
+grant execute on function herald.work_waiting to herald_daemon;

@@ -1,0 +1,78 @@
+-- expiry: an item (certificate, assignment) expires in one of `days_before`; not when a later one of the same kind is
+-- there. Whether it is past by the time of sending is for still_due. A day is 24 hours, whatever the clocks do.
+-- Found through an index on (expires_at); the renewal through (user_id).
+create or replace function herald.due_expiry(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null)
+returns setof herald.candidate
+language sql stable
+as $$
+  select i.user_id, i.item_id || '#' || d.value, i.expires_at - make_interval(hours => 24 * d.value::integer)
+  from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d
+  cross join lateral (
+    select e.user_id, e.item_id, e.kind, e.expires_at
+    from herald.source_expiry as e
+    where e.expires_at > lower(p_window) + make_interval(hours => 24 * d.value::integer)
+      and e.expires_at <= upper(p_window) + make_interval(hours => 24 * d.value::integer)
+      and (p_users is null or e.user_id = any (p_users))
+      and (not p_scenario.params ? 'kinds' or p_scenario.params -> 'kinds' ? e.kind)
+    offset 0
+  ) as i
+  join herald.source_recipient as r on r.user_id = i.user_id
+  where r.organisation_id = p_scenario.organisation_id
+    and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
+    and not exists (
+      select from herald.source_expiry as l
+      where l.user_id = i.user_id and l.kind = i.kind and l.expires_at > i.expires_at
+      offset 0
+    );
+$$;
+comment on function herald.due_expiry is 'Evaluator of expiry: days_before, kinds. activity_ref: id of the item and "#days".';
+revoke all on function herald.due_expiry from public;
+
+create or replace function herald.still_due_expiry(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz)
+returns setof herald.candidate
+language sql stable
+as $$
+  select c.user_id, c.activity_ref, c.due_at
+  from unnest(p_candidates) as c
+  where c.due_at + make_interval(hours => 24 * substring(c.activity_ref from '#(\d+)$')::integer) > p_now;
+$$;
+comment on function herald.still_due_expiry is 'Those whose item is not past.';
+revoke all on function herald.still_due_expiry from public;
+
+create or replace function herald.why_expiry(p_scenario herald.scenario, p_user uuid, p_now timestamptz)
+returns text
+language sql stable
+as $$
+  select coalesce(
+    string_agg(
+      format('%s expires in %s', e.kind, herald.duration_text(e.expires_at - p_now))
+        || case when exists (
+          select from herald.source_expiry as l
+          where l.user_id = e.user_id and l.kind = e.kind and l.expires_at > e.expires_at
+        ) then ', renewed' else '' end,
+      '; ' order by e.expires_at
+    ),
+    'nothing expires'
+  ) || format('; needs %s days before', (select string_agg(d.value, ', ') from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d))
+  from herald.source_expiry as e
+  where e.user_id = p_user and e.expires_at > p_now
+    and (not p_scenario.params ? 'kinds' or p_scenario.params -> 'kinds' ? e.kind);
+$$;
+comment on function herald.why_expiry is 'The numbers of one person, for herald.explain().';
+revoke all on function herald.why_expiry from public;
+
+select herald.register_scenario_type('expiry', 'herald.due_expiry'::regproc,
+  '{
+    "en": "Send {days_before:day|days} before [kinds:{kinds}|something] expires, unless it is renewed",
+    "nb": "Send {days_before:dag|dager} før [kinds:{kinds}|noe] utløper, hvis det ikke er fornyet"
+  }',
+  '{
+    "type": "object",
+    "properties": {
+      "days_before": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 36500}, "minItems": 1, "order": "falling"},
+      "kinds": {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    },
+    "required": ["days_before"],
+    "examples": [{"days_before": [30, 7, 1]}]
+  }',
+  'herald.still_due_expiry'::regproc, 'herald.why_expiry'::regproc);

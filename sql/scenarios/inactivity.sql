@@ -1,0 +1,126 @@
+-- inactivity: the last activity, or with none the registration, lies `days` back; again every `repeat_days`.
+-- A person became due at `t` when no activity fell between the base (that last activity) and `t`: what came after does
+-- not change who was due then, so a backtest tells the truth and a window may be cut anywhere. Whether they were active
+-- since is for still_due. A day is 24 hours here, whatever the clocks do.
+-- Found through an index on (occurred_at); each hit is checked through (user_id, occurred_at). `offset 0` keeps the
+-- planner from turning that check into a hash of the whole table.
+create or replace function herald.due_inactivity(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null)
+returns setof herald.candidate
+language sql stable
+as $$
+  with step as materialized (
+    select k, make_interval(hours => 24 * ((p_scenario.params ->> 'days')::integer + k * coalesce((p_scenario.params ->> 'repeat_days')::integer, 0))) as lag
+    from generate_series(
+      1,
+      case when p_scenario.params ? 'repeat_days' then
+        least(
+          coalesce((p_scenario.params ->> 'max_repeats')::integer, 100000),
+          -- no further back than the oldest moment there is
+          ceil(extract(epoch from upper(p_window) - least(
+            (select min(a.occurred_at) from herald.source_activity as a),
+            (select min(r.registered_at) from herald.source_recipient as r)
+          )) / 86400 / (p_scenario.params ->> 'repeat_days')::integer)::integer
+        )
+      else 0 end
+    ) as k
+  ), base as (
+    select a.user_id, a.activity_id as ref, a.activity_id, a.occurred_at as at, 0 as k,
+      make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer) as lag
+    from herald.source_activity as a
+    where a.occurred_at > lower(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
+      and a.occurred_at <= upper(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
+      and (p_users is null or a.user_id = any (p_users))
+    union all
+    select r.user_id, 'registered', null, r.registered_at, 0,
+      make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
+    from herald.source_recipient as r
+    where r.registered_at > lower(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
+      and r.registered_at <= upper(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
+      and (p_users is null or r.user_id = any (p_users))
+    union all
+    select a.user_id, a.activity_id || '#' || s.k, a.activity_id, a.occurred_at, s.k, s.lag
+    from step as s
+    join herald.source_activity as a on a.occurred_at > lower(p_window) - s.lag and a.occurred_at <= upper(p_window) - s.lag
+    where p_users is null or a.user_id = any (p_users)
+    union all
+    select r.user_id, 'registered#' || s.k, null, r.registered_at, s.k, s.lag
+    from step as s
+    join herald.source_recipient as r on r.registered_at > lower(p_window) - s.lag and r.registered_at <= upper(p_window) - s.lag
+    where p_users is null or r.user_id = any (p_users)
+  )
+  select b.user_id, b.ref, b.at + b.lag
+  from base as b
+  join herald.source_recipient as r on r.user_id = b.user_id
+  where r.organisation_id = p_scenario.organisation_id
+    and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
+    and not exists (
+      select from herald.source_activity as l
+      where l.user_id = b.user_id
+        and l.occurred_at <= b.at + b.lag
+        and l.occurred_at >= case when b.activity_id is null then '-infinity' else b.at end
+        and (b.activity_id is null or (l.occurred_at, l.activity_id) > (b.at, b.activity_id))
+      offset 0
+    );
+$$;
+comment on function herald.due_inactivity is
+  'Evaluator of inactivity: days, repeat_days, max_repeats. activity_ref: id of the last activity, or "registered"; "#k" for the k-th repeat.';
+revoke all on function herald.due_inactivity from public;
+
+create or replace function herald.still_due_inactivity(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz)
+returns setof herald.candidate
+language sql stable
+as $$
+  select c.user_id, c.activity_ref, c.due_at
+  from unnest(p_candidates) as c
+  where not exists (
+    select from herald.source_activity as a
+    where a.user_id = c.user_id and a.occurred_at > c.due_at and a.occurred_at <= p_now
+    offset 0
+  );
+$$;
+comment on function herald.still_due_inactivity is 'Those who were not active since they became due.';
+revoke all on function herald.still_due_inactivity from public;
+
+create or replace function herald.why_inactivity(p_scenario herald.scenario, p_user uuid, p_now timestamptz)
+returns text
+language sql stable
+as $$
+  select case
+    when l.at is null then 'no activity and no registration is known'
+    else format('last %s %s ago; needs %s days%s', l.what, herald.duration_text(p_now - l.at), p_scenario.params ->> 'days',
+      coalesce(', then every ' || (p_scenario.params ->> 'repeat_days'), ''))
+  end
+  from (select) as one
+  left join lateral (
+    (select 'activity' as what, a.occurred_at as at
+    from herald.source_activity as a
+    where a.user_id = p_user and a.occurred_at <= p_now
+    order by a.occurred_at desc
+    limit 1)
+    union all
+    select 'sign of life, the registration,', r.registered_at
+    from herald.source_recipient as r
+    where r.user_id = p_user and r.registered_at <= p_now
+    limit 1
+  ) as l on true;
+$$;
+comment on function herald.why_inactivity is 'The numbers of one person, for herald.explain().';
+revoke all on function herald.why_inactivity from public;
+
+select herald.register_scenario_type('inactivity', 'herald.due_inactivity'::regproc,
+  '{
+    "en": "Send {days:day|days} after the last activity[repeat_days:, then again every {repeat_days:day|days}][max_repeats:, at most {max_repeats:time|times} more]",
+    "nb": "Send {days:dag|dager} etter siste aktivitet[repeat_days:, deretter igjen hver {repeat_days#} dag][max_repeats:, høyst {max_repeats:gang|ganger} til]"
+  }',
+  '{
+    "type": "object",
+    "properties": {
+      "days": {"type": "integer", "minimum": 1, "maximum": 36500},
+      "repeat_days": {"type": "integer", "minimum": 1, "maximum": 36500},
+      "max_repeats": {"type": "integer", "minimum": 1, "maximum": 10000}
+    },
+    "required": ["days"],
+    "dependentRequired": {"max_repeats": ["repeat_days"]},
+    "examples": [{"days": 30, "repeat_days": 30, "max_repeats": 3}]
+  }',
+  'herald.still_due_inactivity'::regproc, 'herald.why_inactivity'::regproc);

@@ -1,0 +1,62 @@
+-- milestone: the person's number of activities reaches one of `counts`; due when the activity that reached it occurred.
+-- Found through an index on (occurred_at): who was active in the window; then, for each count, the count-th activity
+-- of that person through (user_id, occurred_at).
+create or replace function herald.due_milestone(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null)
+returns setof herald.candidate
+language sql stable
+as $$
+  with active as materialized (
+    select distinct a.user_id
+    from herald.source_activity as a
+    where a.occurred_at > lower(p_window) and a.occurred_at <= upper(p_window)
+      and (p_users is null or a.user_id = any (p_users))
+      and (not p_scenario.params ? 'activity_types' or p_scenario.params -> 'activity_types' ? a.activity_type)
+  )
+  select w.user_id, c.value, n.occurred_at
+  from active as w
+  join herald.source_recipient as r on r.user_id = w.user_id
+  cross join lateral jsonb_array_elements_text(p_scenario.params -> 'counts') as c
+  cross join lateral (
+    select a.occurred_at
+    from herald.source_activity as a
+    where a.user_id = w.user_id
+      and (not p_scenario.params ? 'activity_types' or p_scenario.params -> 'activity_types' ? a.activity_type)
+    order by a.occurred_at, a.activity_id
+    offset c.value::integer - 1
+    limit 1
+  ) as n
+  where r.organisation_id = p_scenario.organisation_id
+    and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
+    and n.occurred_at > lower(p_window) and n.occurred_at <= upper(p_window);
+$$;
+comment on function herald.due_milestone is 'Evaluator of milestone: counts, activity_types. activity_ref: the count.';
+revoke all on function herald.due_milestone from public;
+
+create or replace function herald.why_milestone(p_scenario herald.scenario, p_user uuid, p_now timestamptz)
+returns text
+language sql stable
+as $$
+  select format('%s activities; needs %s', count(*),
+    (select string_agg(c.value, ', ' order by c.value::integer) from jsonb_array_elements_text(p_scenario.params -> 'counts') as c))
+  from herald.source_activity as a
+  where a.user_id = p_user and a.occurred_at <= p_now
+    and (not p_scenario.params ? 'activity_types' or p_scenario.params -> 'activity_types' ? a.activity_type);
+$$;
+comment on function herald.why_milestone is 'The numbers of one person, for herald.explain().';
+revoke all on function herald.why_milestone from public;
+
+select herald.register_scenario_type('milestone', 'herald.due_milestone'::regproc,
+  '{
+    "en": "Send at the {counts#} [activity_types:{activity_types}|activity] of a person",
+    "nb": "Send ved {counts#} [activity_types:{activity_types}|aktivitet] for en person"
+  }',
+  '{
+    "type": "object",
+    "properties": {
+      "counts": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 1000000}, "minItems": 1, "order": "rising"},
+      "activity_types": {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    },
+    "required": ["counts"],
+    "examples": [{"counts": [1, 10, 50]}]
+  }',
+  null, 'herald.why_milestone'::regproc);
