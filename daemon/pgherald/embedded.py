@@ -18,6 +18,7 @@ server runs for ever. Here:
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -30,7 +31,7 @@ import stat
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self, TextIO
 from urllib.parse import quote, urlencode
 
 from pgherald.errors import HeraldError
@@ -82,7 +83,7 @@ class Cluster:
     ) -> None:
         """Name a cluster; nothing happens before `start`.
 
-        `directory`: where it lasts, with its log and its password; None = a throw-away one, with fsync off, in `scratch`
+        `directory`: where it lasts, with its log and its password; None = a throw-away one with fsync off, in `scratch`
         or else the temporary directory. `binaries`: the bin directory of a Postgres installation; None = the embedded
         one. `settings`: of postgresql.conf, applied at each start; change `self.settings` to have others at the next.
         """
@@ -93,14 +94,11 @@ class Cluster:
         self._binaries = binaries if binaries is not None else embedded_binaries()
         self._scratch = scratch
         self._directory = Path() if directory is None else directory.absolute()
-        self._undertaker: subprocess.Popen[bytes] | None = None
+        self._lock: TextIO | None = None
+        self._undertaker: subprocess.Popen[bytes] | None = None  # there from the first start to the close
 
     def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -168,10 +166,42 @@ class Cluster:
         """Make the cluster if it is not there, start the server, and return once it accepts connections.
 
         Raises HeraldError: the directory cannot be used, a server runs in it already, or the server's own last words.
+        A first start that fails closes the cluster; a later one leaves it as it was.
         """
-        if self._undertaker is None:
-            self._prepare_directory()
+        if self._undertaker is not None:
+            self._start_server()
+            return
+        try:
+            self._take_directory()
             self._undertaker = self._hire_undertaker()
+            self._start_server()
+        except BaseException:
+            self.close()
+            raise
+
+    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Stop the server as `pg_ctl stop -m mode` does, and return once it is gone; harmless when it is stopped."""
+        if self._is_running():
+            self._pg_ctl("stop", "-m", mode, "-w", "-t", str(_STOP_SECONDS))
+
+    def close(self) -> None:
+        """Stop the server and, if the cluster is a throw-away one, remove its directory. May be called twice."""
+        undertaker, self._undertaker = self._undertaker, None
+        lock, self._lock = self._lock, None
+        word = b""  # hanging up without a word leaves the work to the undertaker
+        try:
+            if undertaker is not None:
+                self.stop("immediate" if self._throw_away else "fast")
+            if self._throw_away and lock is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+            word = b"done\n"
+        finally:
+            if undertaker is not None:
+                _hang_up(undertaker, word)
+            if lock is not None:
+                lock.close()
+
+    def _start_server(self) -> None:
         if not self.data.exists():
             self._initialise()
         made_by = (self.data / "PG_VERSION").read_text().strip()
@@ -180,8 +210,6 @@ class Cluster:
                 f"the data in {self._directory} is of PostgreSQL {made_by} and this is {self.major_version}: "
                 "dump it with the old one and restore it here, or name another directory"
             )
-        if self._is_running():
-            raise HeraldError(f"a Postgres runs in {self._directory} already: stop it, or name another directory")
         for _ in range(5):
             port = self.port or _free_port()
             said = self._try_to_start(port)
@@ -192,33 +220,21 @@ class Cluster:
                 break
         raise HeraldError(f"Postgres did not start in {self._directory}; its log ends:\n{said}")
 
-    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
-        """Stop the server as `pg_ctl stop -m mode` does, and return once it is gone; harmless when it is stopped."""
-        if self._is_running():
-            self._pg_ctl("stop", "-m", mode, "-w", "-t", str(_STOP_SECONDS))
-
-    def close(self) -> None:
-        """Stop the server and, if the cluster is a throw-away one, remove its directory. May be called twice."""
-        if self._undertaker is None:
-            return
+    def _take_directory(self) -> None:
+        """Make the directory this program's, fit for the server's user, with no server running in it."""
         try:
-            self.stop("immediate" if self._throw_away else "fast")
             if self._throw_away:
-                shutil.rmtree(self._directory, ignore_errors=True)
-        except BaseException:
-            # Hanging up without a word leaves the work to the undertaker.
-            _hang_up(self._undertaker, b"")
-            raise
-        else:
-            _hang_up(self._undertaker, b"done\n")
-        finally:
-            self._undertaker = None
-
-    def _prepare_directory(self) -> None:
-        if self._throw_away:
-            self._directory = Path(tempfile.mkdtemp(prefix="pgherald-", dir=self._scratch)).resolve()
-        else:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._directory = Path(tempfile.mkdtemp(prefix="pgherald-", dir=self._scratch)).resolve()
+            else:
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = (self._directory / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HeraldError(
+                f"{self._directory} is in use by another program: stop it, or name another directory"
+            ) from error
+        except OSError as error:
+            raise HeraldError(f"cannot use {error.filename or self._directory}: {error.strerror}") from error
         self._hand_over(self._directory)
         if self._account is not None and not _can_enter(self._account, self._directory):
             raise HeraldError(
@@ -232,6 +248,8 @@ class Cluster:
         self._hand_over(self.socket_directory)
         if self._account is not None and not _can_enter(self._account, self._binaries):
             self._binaries = self._copy_binaries(self._account)
+        if self._is_running():
+            raise HeraldError(f"a Postgres runs in {self._directory} already: stop it, or name another directory")
 
     def _copy_binaries(self, account: pwd.struct_passwd) -> Path:
         """Give the server's user binaries that it can reach, laid out as they find each other: relatively."""
