@@ -8,6 +8,7 @@ returns herald.candidate[]
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
 declare
   c_most constant integer := 1000000;

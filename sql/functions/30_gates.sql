@@ -81,6 +81,7 @@ returns table (user_id uuid, activity_ref text, due_at timestamptz, decision tex
 language sql stable
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
   with holding as materialized (
     select h.user_id, h.activity_ref

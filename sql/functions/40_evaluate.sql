@@ -139,6 +139,7 @@ returns table (scenario_id uuid, candidates integer, prompts integer, suppressed
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
 declare
   c_slice constant interval := '1 day';
@@ -236,6 +237,7 @@ returns table (scenario_id uuid, candidates integer, prompts integer, suppressed
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
 declare
   v_users uuid[];

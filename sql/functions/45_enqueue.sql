@@ -7,6 +7,7 @@ create or replace function herald.enqueue(
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
 declare
   v_scenario herald.scenario;

@@ -13,6 +13,7 @@ returns table (
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
 #variable_conflict use_column
 begin
@@ -140,6 +141,7 @@ returns table (prompt_id uuid, applied boolean, status text)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
 #variable_conflict use_column
 begin
@@ -250,6 +252,7 @@ returns table (prompt_id uuid, scenario_type text, status text)
 language sql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
   with lost as materialized (
     select p.prompt_id,

@@ -7,6 +7,7 @@ returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
+set jit = off
 as $$
 declare
   v_setting herald.setting;
