@@ -230,6 +230,19 @@ comment on function herald.evaluate is
 revoke all on function herald.evaluate from public;
 grant execute on function herald.evaluate to herald_daemon;
 
+-- What was due earlier could not be sent any more; a scenario started or set back just now looks back to where it starts.
+create or replace function herald.touched_from(p_scenario herald.scenario, p_now timestamptz)
+returns timestamptz
+language sql stable
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+return case
+  when p_scenario.started_at > p_now - p_scenario.expires_after then p_scenario.evaluated_from
+  else greatest(p_scenario.evaluated_from, p_now - p_scenario.expires_after)
+end;
+comment on function herald.touched_from is 'How far a run for touched users looks back: as far as a prompt may still be sent.';
+revoke all on function herald.touched_from from public;
+
 -- The event-driven run: takes up to p_limit touched rows and evaluates just those people, looking back as far as a
 -- prompt may still be sent. A scenario that fails or is held keeps its place through catch_up_from.
 create or replace function herald.evaluate_touched(p_limit integer default 1000, p_now timestamptz default now())
@@ -264,10 +277,7 @@ begin
   loop
     v_began := clock_timestamp();
     scenario_id := v_scenario.scenario_id;
-    v_lower := case
-      when v_scenario.started_at > p_now - v_scenario.expires_after then v_scenario.evaluated_from
-      else greatest(v_scenario.evaluated_from, p_now - v_scenario.expires_after)
-    end;
+    v_lower := herald.touched_from(v_scenario, p_now);
     continue when v_lower >= p_now;
     begin
       select r.* into v_run from herald.run(v_scenario, tstzrange(v_lower, p_now, '(]'), v_users, p_now) as r;

@@ -1,10 +1,11 @@
 -- The outbox, for the daemon: claim, settle, sweep. plpgsql throughout, for its cached plans.
 -- Lock order, everywhere: prompts (by prompt_id where several are locked at once), then notifications, history, device tokens.
 
--- Takes up to p_limit ready prompts: checks again what may have changed while they waited, and turns those that pass
--- to 'sending' until now + p_lease. One row for each prompt touched, with its decision: send (then everything needed
--- to send it, its devices latest first), deferred (quiet hours), skipped (gate) or expired. Never waits for a lock.
-create or replace function herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamptz default now())
+-- Claims the given prompts, those that are ready and due: checks again what may have changed while they waited, and
+-- turns those that pass to 'sending' until p_now + p_lease. One row for each prompt touched, with its decision: send
+-- (then everything needed to send it, its devices latest first), deferred (quiet hours), skipped (gate) or expired.
+-- Never waits for a lock.
+create or replace function herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamptz default now())
 returns table (
   prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
   activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer,
@@ -17,33 +18,12 @@ set jit = off
 as $$
 #variable_conflict use_column
 begin
-  if exists (select from herald.setting as g where g.paused_at is not null) then
-    return;
-  end if;
   return query
-  with recursive level as (
-    -- the priorities that are waiting, highest first: one index probe each
-    (select p.priority from herald.prompt as p where p.status = 'ready' order by p.priority desc limit 1)
-    union all
-    select (
-      select p.priority from herald.prompt as p
-      where p.status = 'ready' and p.priority < l.priority
-      order by p.priority desc limit 1
-    )
-    from level as l
-    where l.priority is not null
-  ), picked as materialized (
-    select q.*
-    from level as l
-    cross join lateral (
-      select p.prompt_id, p.user_id, p.scenario_id, p.scenario_type, p.activity_ref, p.due_at
-      from herald.prompt as p
-      where p.status = 'ready' and p.priority = l.priority and p.not_before <= p_now
-      order by p.not_before
-      limit p_limit
-      for update skip locked
-    ) as q
-    limit p_limit
+  with picked as materialized (
+    select p.prompt_id, p.user_id, p.scenario_id, p.scenario_type, p.due_at
+    from herald.prompt as p
+    where p.prompt_id = any (p_prompts) and p.status = 'ready' and p.not_before <= p_now
+    for no key update skip locked
   ), weighed as materialized (
     select
       q.prompt_id,
@@ -68,7 +48,7 @@ begin
         ) or exists (
           select from herald.prompt as u
           where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.status = 'unknown'
-            and u.claimed_at > p_now - s.cooldown and u.prompt_id <> q.prompt_id
+            and u.claimed_at > p_now - s.cooldown
         ) then 'cooldown'
         when g.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
       end as stopped_by
@@ -123,8 +103,60 @@ begin
   from claimed as c;
 end
 $$;
+comment on function herald.claim_prompts is
+  'Claims the given prompts for p_owner until p_now + p_lease, gates that may have changed checked again; one row per prompt with its decision.';
+revoke all on function herald.claim_prompts from public;
+grant execute on function herald.claim_prompts to herald_daemon;
+
+-- Claims up to p_limit ready prompts, highest priority first, then the longest waiting; nothing while all is paused.
+create or replace function herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamptz default now())
+returns table (
+  prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
+  activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer,
+  due_at timestamptz, expires_at timestamptz, claimed_at timestamptz, all_devices boolean, devices jsonb
+)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  v_prompts uuid[];
+begin
+  with recursive level as (
+    -- the priorities that wait, highest first: one index probe each
+    (select p.priority from herald.prompt as p where p.status = 'ready' order by p.priority desc limit 1)
+    union all
+    select (
+      select p.priority from herald.prompt as p
+      where p.status = 'ready' and p.priority < l.priority
+      order by p.priority desc limit 1
+    )
+    from level as l
+    where l.priority is not null
+  ), picked as materialized (
+    select q.prompt_id
+    from level as l
+    cross join lateral (
+      select p.prompt_id
+      from herald.prompt as p
+      where p.status = 'ready' and p.priority = l.priority and p.not_before <= p_now
+      order by p.not_before
+      limit p_limit
+      for no key update skip locked
+    ) as q
+    limit p_limit
+  )
+  select array_agg(k.prompt_id) into v_prompts
+  from picked as k
+  where not exists (select from herald.setting as g where g.paused_at is not null);
+  if v_prompts is not null then
+    return query select c.* from herald.claim_prompts(p_owner, v_prompts, p_lease, p_now) as c;
+  end if;
+end
+$$;
 comment on function herald.claim is
-  'Takes up to p_limit ready prompts for p_owner until now + p_lease, gates that may have changed checked again; one row per prompt with its decision.';
+  'Claims up to p_limit ready prompts for p_owner until p_now + p_lease; one row per prompt with its decision, see herald.claim_prompts.';
 revoke all on function herald.claim from public;
 grant execute on function herald.claim to herald_daemon;
 
@@ -151,7 +183,7 @@ begin
     from unnest(p_prompt, p_epoch, p_outcome, p_error, p_at, p_retry_at, p_device, p_message_name)
       as o (prompt_id, epoch, outcome, error, at, retry_at, device_id, message_name)
   ), locked as materialized (
-    select p.prompt_id, p.epoch, p.status, p.scenario_id, p.user_id, p.attempts, p.due_at
+    select p.prompt_id, p.epoch, p.status, p.scenario_id, p.scenario_type, p.user_id, p.attempts, p.due_at
     from herald.prompt as p
     where p.prompt_id = any (p_prompt)
     order by p.prompt_id
@@ -172,7 +204,13 @@ begin
             else o.outcome
           end
         when o.outcome = 'sent' and l.status in ('unknown', 'failed', 'ready', 'skipped', 'expired') then 'sent'
-        when o.outcome in ('failed', 'retry') and o.epoch = l.epoch and l.status = 'unknown' then 'failed'
+        -- a late owner that knows it was not sent; ready again only where no other prompt of the kind was opened since
+        when o.outcome = 'failed' and o.epoch = l.epoch and l.status = 'unknown' then 'failed'
+        when o.outcome in ('retry', 'release') and o.epoch = l.epoch and l.status = 'unknown' then
+          case when exists (
+            select from herald.prompt as x
+            where x.user_id = l.user_id and x.scenario_type = l.scenario_type and x.status in ('ready', 'sending')
+          ) then 'failed' else 'ready' end
         when o.outcome = 'sent' and o.epoch < l.epoch and l.status = 'sending' then 'sending'
       end as becomes
     from outcome as o
