@@ -103,7 +103,9 @@ def db(database: Database) -> psycopg.Connection:
 def cron_database(pg15_cron: Server) -> Iterator[Database]:
     """A migrated database in which pg_cron works: the one its launcher is bound to."""
     with pg15_cron.database(name=CRON_DATABASE) as database:
-        database.connect().execute("create extension pg_cron")
+        superuser = database.connect()
+        superuser.execute("create extension pg_cron")
+        superuser.execute("grant usage on schema cron to migrator")
         yield database
 
 

@@ -23,6 +23,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pytest_postgresql.janitor import DatabaseJanitor
 
+from pgherald import schema
 from pgherald.embedded import SUPERUSER, Cluster
 
 if TYPE_CHECKING:
@@ -84,8 +85,6 @@ class Server:
             admin.execute(sql.SQL("create role {} login noinherit").format(sql.Identifier(AUTHENTICATOR)))
             with self._janitor(_TEMPLATE, as_template=True) as template:
                 _own(admin, template.dbname)
-                from pgherald import schema
-
                 schema.migrate(self.cluster.dsn(_TEMPLATE, MIGRATOR), with_reference=True)
                 admin.execute(
                     sql.SQL("create role {} login in role herald_daemon").format(sql.Identifier(DAEMON_LOGIN))

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Everything about the sources that can be checked without running them: one line a check, its output when it fails.
+# A tool that is not on the machine is named, loudly; in CI that is a failure.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+failed=()
+skipped=()
+
+check() { # check NAME COMMAND...: run it, tell how it went
+  local name="$1" output status
+  shift
+  output="$("$@" 2>&1)"
+  status=$?
+  if ((status == 0)); then
+    printf 'ok      %s\n' "$name"
+  else
+    printf 'FAILED  %s\n%s\n' "$name" "$output"
+    failed+=("$name")
+  fi
+}
+
+needs() { # needs TOOL NAME: whether the tool is there; if not, NAME is skipped
+  command -v "$1" >/dev/null && return
+  printf 'SKIPPED %s: no %s on this machine\n' "$2" "$1"
+  skipped+=("$2")
+  return 1
+}
+
+quiet() { # quiet COMMAND...: as the command, but anything on stderr is a failure too
+  local errors status
+  errors="$("$@" 2>&1 >/dev/null)"
+  status=$?
+  printf '%s\n' "$errors"
+  [[ -z "$errors" ]] && return "$status"
+  return 1
+}
+
+in_all_files() { # in_all_files PATTERN: no tracked text file has it
+  ! git grep -nIE "$1" -- . ':!tests/check.sh'
+}
+
+shopt -s nullglob
+unguarded=(
+  # A procedure that commits cannot have a SET clause; this one names everything that it calls.
+  --proc-without-search-path 'herald.maintain(p_now timestamptz,p_batch integer)'
+)
+inlined=(--ignore PS001 --ignore PS005 --ignore PS016)
+rules=(systemd/*rules*.yml systemd/*rules*.yaml)
+rule_tests=(systemd/*test*.yml systemd/*test*.yaml systemd/tests/*.yml)
+units=(systemd/*.service)
+
+check 'ruff format' ruff format --check .
+check 'ruff check' ruff check .
+check 'mypy' mypy
+check 'import-linter' lint-imports --no-cache
+# The schema and the search path as migrate has them when it runs these files.
+preamble="$(mktemp --suffix=.sql)"
+trap 'rm -f "$preamble"' EXIT
+printf 'create schema herald;\nset search_path = pg_catalog, pg_temp;\n' >"$preamble"
+check 'pgspot' pgspot --append "${unguarded[@]}" "$preamble" sql/migrations/*.sql sql/functions/*.sql
+# Evaluators carry no search path, or Postgres could not inline them; only functions that do call them.
+check 'pgspot, evaluators' pgspot --append "${inlined[@]}" "$preamble" sql/migrations/*.sql sql/scenarios/*.sql
+check 'squawk' squawk sql/migrations/*.sql
+if needs promtool 'Prometheus rules'; then
+  check 'promtool check rules' promtool check rules --lint=all --lint-fatal "${rules[@]}"
+  check 'promtool test rules' promtool test rules "${rule_tests[@]}"
+fi
+if needs systemd-analyze 'systemd unit'; then
+  check 'systemd-analyze verify' quiet systemd-analyze verify --man=no "${units[@]}"
+  for unit in "${units[@]}"; do
+    check "systemd-analyze security $unit" systemd-analyze security --no-pager --offline=true --threshold=12 "$unit"
+  done
+fi
+if git rev-parse --git-dir >/dev/null 2>&1; then
+  check 'no package index is named' in_all_files 'https?://[^ "]*(/simple|/packages/[0-9a-f]{2}/)|--(extra-)?index-url'
+  check 'nothing is left unfinished' in_all_files '\b(TODO|FIXME|XXX|HACK)\b'
+fi
+check 'pytest -m check' python -m pytest -q -m check
+
+if ((${#skipped[@]})) && [[ -n "${CI:-}" ]]; then failed+=("${skipped[@]}"); fi
+if ((${#failed[@]})); then
+  printf '\n%d of the checks failed:\n' "${#failed[@]}"
+  printf '  %s\n' "${failed[@]}"
+  exit 1
+fi

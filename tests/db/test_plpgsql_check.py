@@ -1,0 +1,40 @@
+"""plpgsql_check reads every PL/pgSQL function of the schema more strictly than `create function` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("server", ["pg15"], indirect=True)
+def test_plpgsql_check_finds_nothing_in_any_function(db: psycopg.Connection) -> None:
+    db.execute("create extension plpgsql_check")
+    found = db.execute(
+        """
+        select p.oid::regprocedure::text, t.tgrelid::regclass::text, c.lineno, c.level, c.message, c.detail, c.hint
+        from pg_catalog.pg_proc as p
+        join pg_catalog.pg_language as l on l.oid = p.prolang and l.lanname = 'plpgsql'
+        left join (select distinct on (tgfoid) tgfoid, tgrelid from pg_catalog.pg_trigger) as t on t.tgfoid = p.oid
+        cross join lateral plpgsql_check_function_tb(
+          p.oid, coalesce(t.tgrelid, 0), fatal_errors => false, extra_warnings => true, performance_warnings => false
+        ) as c
+        where p.pronamespace = 'herald'::regnamespace and (p.prorettype <> 'trigger'::regtype or t.tgrelid is not null)
+        order by 1, 3
+        """
+    ).fetchall()
+    assert found == []
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("server", ["pg15"], indirect=True)
+def test_plpgsql_check_would_find_what_create_function_lets_pass(db: psycopg.Connection) -> None:
+    db.execute("create extension plpgsql_check")
+    db.execute("create function public.naive() returns void language plpgsql as 'begin perform no_such_column; end'")
+    found = db.execute("select count(*) from plpgsql_check_function_tb('public.naive()'::regprocedure)").fetchone()
+    assert found is not None
+    assert found[0] > 0

@@ -1,0 +1,969 @@
+-- What `pgherald migrate` makes in a database, as PostgreSQL 18's pg_dump tells it. Left out: the bodies of functions,
+-- which are whole in sql/functions and sql/scenarios; comments; and `owner to herald_owner`, which every object has.
+-- Written by `make expected`, read by reviewers, compared by tests/db/test_expected_schema.py.
+
+CREATE SCHEMA herald;
+
+CREATE TYPE herald.candidate AS (
+	user_id uuid,
+	activity_ref text,
+	due_at timestamp with time zone
+);
+
+CREATE TABLE herald.scenario (
+    scenario_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    scenario_type text NOT NULL,
+    organisation_id uuid NOT NULL,
+    chapter_id uuid,
+    name text NOT NULL,
+    params jsonb DEFAULT '{}'::jsonb NOT NULL,
+    title_key text NOT NULL,
+    body_key text NOT NULL,
+    presentation text DEFAULT 'alert'::text NOT NULL,
+    devices text DEFAULT 'latest'::text NOT NULL,
+    cooldown interval DEFAULT '7 days'::interval NOT NULL,
+    quiet_from time without time zone,
+    quiet_until time without time zone,
+    mode text DEFAULT 'on'::text NOT NULL,
+    canary_percent integer,
+    priority integer DEFAULT 0 NOT NULL,
+    jitter interval DEFAULT '00:00:00'::interval NOT NULL,
+    expires_after interval DEFAULT '3 days'::interval NOT NULL,
+    on_unknown text DEFAULT 'drop'::text NOT NULL,
+    max_prompts_per_run integer,
+    evaluated_through timestamp with time zone DEFAULT now() NOT NULL,
+    evaluated_from timestamp with time zone DEFAULT now() NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    paused_at timestamp with time zone,
+    held_at timestamp with time zone,
+    held_prompts integer,
+    hold_released boolean DEFAULT false NOT NULL,
+    catch_up_from timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT scenario_body_key CHECK ((body_key ~ '^[A-Za-z0-9_.-]{1,100}$'::text)),
+    CONSTRAINT scenario_canary CHECK (((mode <> 'canary'::text) OR (canary_percent IS NOT NULL))),
+    CONSTRAINT scenario_canary_percent CHECK (((canary_percent >= 0) AND (canary_percent <= 100))),
+    CONSTRAINT scenario_cooldown CHECK ((cooldown >= '00:00:00'::interval)),
+    CONSTRAINT scenario_devices CHECK ((devices = ANY (ARRAY['latest'::text, 'all'::text]))),
+    CONSTRAINT scenario_expires_after CHECK ((expires_after > '00:00:00'::interval)),
+    CONSTRAINT scenario_jitter CHECK (((jitter >= '00:00:00'::interval) AND (jitter <= '01:00:00'::interval))),
+    CONSTRAINT scenario_max_prompts_per_run CHECK ((max_prompts_per_run > 0)),
+    CONSTRAINT scenario_mode CHECK ((mode = ANY (ARRAY['off'::text, 'shadow'::text, 'canary'::text, 'on'::text]))),
+    CONSTRAINT scenario_name CHECK (((length(name) >= 1) AND (length(name) <= 200))),
+    CONSTRAINT scenario_on_unknown CHECK ((on_unknown = ANY (ARRAY['drop'::text, 'resend'::text]))),
+    CONSTRAINT scenario_params CHECK ((jsonb_typeof(params) = 'object'::text)),
+    CONSTRAINT scenario_presentation CHECK ((presentation = ANY (ARRAY['alert'::text, 'data'::text]))),
+    CONSTRAINT scenario_quiet_pair CHECK ((((quiet_from IS NULL) = (quiet_until IS NULL)) AND (quiet_from <> quiet_until))),
+    CONSTRAINT scenario_title_key CHECK ((title_key ~ '^[A-Za-z0-9_.-]{1,100}$'::text))
+);
+
+ALTER TABLE ONLY herald.scenario FORCE ROW LEVEL SECURITY;
+
+CREATE FUNCTION herald.candidates(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] DEFAULT NULL::uuid[]) RETURNS herald.candidate[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.check_device_token(p_token text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.check_scenario() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid, activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer, due_at timestamp with time zone, expires_at timestamp with time zone, claimed_at timestamp with time zone, all_devices boolean, devices jsonb)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid, activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer, due_at timestamp with time zone, expires_at timestamp with time zone, claimed_at timestamp with time zone, all_devices boolean, devices jsonb)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN CASE WHEN (EXTRACT(epoch FROM p_cooldown) > (0)::numeric) THEN to_timestamp(((floor((EXTRACT(epoch FROM p_at) / EXTRACT(epoch FROM p_cooldown))) * EXTRACT(epoch FROM p_cooldown)))::double precision) ELSE p_at END;
+
+CREATE FUNCTION herald.daemon_state(p_after_run bigint DEFAULT NULL::bigint, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(schema_version integer, prompts jsonb, oldest_ready_seconds double precision, paused boolean, held integer, last_evaluation_at timestamp with time zone, last_run bigint, runs jsonb, scenario_types text[], notify_queue_usage double precision, now timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.due_expiry(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] DEFAULT NULL::uuid[]) RETURNS SETOF herald.candidate
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.due_follow_up(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] DEFAULT NULL::uuid[]) RETURNS SETOF herald.candidate
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.due_inactivity(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] DEFAULT NULL::uuid[]) RETURNS SETOF herald.candidate
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.due_milestone(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] DEFAULT NULL::uuid[]) RETURNS SETOF herald.candidate
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.duration_text(p_duration interval) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (SELECT CASE WHEN (q.s < 60) THEN format('%s seconds'::text, q.s) WHEN (q.s < 3600) THEN format('%s minutes'::text, (q.s / 60)) WHEN (q.s < 86400) THEN format('%s hours %s minutes'::text, (q.s / 3600), ((q.s % (3600)::bigint) / 60)) ELSE format('%s days %s hours'::text, (q.s / 86400), ((q.s % (86400)::bigint) / 3600)) END AS format FROM (SELECT (floor(abs(EXTRACT(epoch FROM duration_text.p_duration))))::bigint AS s) q);
+
+CREATE FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_ref text, p_due_at timestamp with time zone DEFAULT now(), OUT prompt_id uuid, OUT gate text) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.evaluate(p_now timestamp with time zone DEFAULT now(), p_scenario uuid DEFAULT NULL::uuid) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, prompt_ids uuid[])
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.evaluate_touched(p_limit integer DEFAULT 1000, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) RETURNS TABLE(user_id uuid, activity_ref text, due_at timestamp with time zone, decision text, not_before timestamp with time zone)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN encode(sha256(convert_to((((((p_user)::text || chr(31)) || p_scenario_type) || chr(31)) || to_char((p_evaluation_date)::timestamp with time zone, 'YYYY-MM-DD'::text)), 'UTF8'::name)), 'hex'::text);
+
+CREATE FUNCTION herald.in_canary(p_scenario uuid, p_user uuid, p_percent integer) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN ((((('x'::text || substr(md5(((p_scenario)::text || (p_user)::text)), 1, 7)))::bit(28))::integer % 100) < p_percent);
+
+CREATE FUNCTION herald.is_staff() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (SELECT bool_or(pg_has_role((COALESCE(NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text))::name, r.rolname, 'usage'::text)) AS bool_or FROM pg_roles r WHERE (r.rolname = ANY (ARRAY['herald_owner'::name, 'herald_daemon'::name, 'herald_reader'::name, 'service_role'::name])));
+
+CREATE FUNCTION herald.jwt_user_id() RETURNS uuid
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE PROCEDURE herald.maintain(IN p_now timestamp with time zone DEFAULT now(), IN p_batch integer DEFAULT 10000)
+    LANGUAGE plpgsql
+    AS $$...$$;
+
+CREATE FUNCTION herald.maintain_batch(p_now timestamp with time zone, p_batch integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.mark_opened(p_notification_id uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.my_chapters() RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.my_organisations() RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.may_read(p_organisation uuid, p_chapter uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (herald.is_staff() OR (p_chapter IN (SELECT herald.my_chapters() AS my_chapters)) OR ((p_chapter IS NULL) AND (p_organisation IN (SELECT herald.my_organisations() AS my_organisations))));
+
+CREATE FUNCTION herald.notification_content(p_notification_id uuid) RETURNS TABLE(notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamp with time zone, opened_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.params_problem(p_schema jsonb, p_params jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.prompt_counts() RETURNS TABLE(status text, prompts bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.pushes_today(p_user uuid, p_at timestamp with time zone, p_time_zone text) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.quiet_end(p_at timestamp with time zone, p_from time without time zone, p_until time without time zone, p_time_zone text) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.ready_times(p_now timestamp with time zone) RETURNS TABLE(first_not_before timestamp with time zone, next_not_before timestamp with time zone)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.register_device_token(p_token text, p_platform text, p_replaces text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.register_scenario_type(p_scenario_type text, p_evaluator regproc, p_description jsonb, p_params_schema jsonb, p_still_due regproc DEFAULT NULL::regproc, p_why regproc DEFAULT NULL::regproc) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.require_user() RETURNS uuid
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.revoke_devices(p_device uuid[], p_last_seen_at timestamp with time zone[], p_reason text[], p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(device_id uuid, reason text)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.ring() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.scenario_for_caller(p_scenario uuid) RETURNS herald.scenario
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.set_opt_out(p_scenario_type text, p_opted_out boolean) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.settle(p_prompt uuid[], p_epoch bigint[], p_outcome text[], p_error text[], p_at timestamp with time zone[], p_retry_at timestamp with time zone[], p_device uuid[], p_message_name text[], p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, applied boolean, status text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.still_due(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) RETURNS SETOF herald.candidate
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.still_due_expiry(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) RETURNS SETOF herald.candidate
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.still_due_inactivity(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) RETURNS SETOF herald.candidate
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.sweep(p_grace interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, scenario_type text, status text)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.touch() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.touched_from(p_scenario herald.scenario, p_now timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    RETURN CASE WHEN ((p_scenario).started_at > (p_now - (p_scenario).expires_after)) THEN (p_scenario).evaluated_from ELSE GREATEST((p_scenario).evaluated_from, (p_now - (p_scenario).expires_after)) END;
+
+CREATE FUNCTION herald.unregister_device_token(p_token text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.unwatch(p_table regclass) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.value_problem(p_schema jsonb, p_value jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.watch(p_table regclass, p_user_column name) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.why_expiry(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.why_follow_up(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.why_inactivity(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.why_milestone(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$...$$;
+
+CREATE FUNCTION herald.work_waiting(p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(touched boolean, ready boolean, next_not_before timestamp with time zone, oldest_running xid8)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE TABLE herald.device_token (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    user_id uuid NOT NULL,
+    token text NOT NULL,
+    platform text NOT NULL,
+    kind text DEFAULT 'token'::text NOT NULL,
+    registered_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    revoked_at timestamp with time zone,
+    revoked_reason text,
+    CONSTRAINT device_token_form CHECK ((((length(token) >= 1) AND (length(token) <= 2000)) AND (token !~ '[[:cntrl:][:space:]]'::text))),
+    CONSTRAINT device_token_kind CHECK ((kind = ANY (ARRAY['token'::text, 'fid'::text]))),
+    CONSTRAINT device_token_platform CHECK ((platform = ANY (ARRAY['ios'::text, 'android'::text, 'web'::text]))),
+    CONSTRAINT device_token_revoked CHECK (((revoked_at IS NULL) = (revoked_reason IS NULL)))
+);
+
+ALTER TABLE ONLY herald.device_token FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE herald.evaluation_run (
+    run_id bigint NOT NULL,
+    scenario_id uuid NOT NULL,
+    source text NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    evaluated tstzrange NOT NULL,
+    candidates integer NOT NULL,
+    prompts integer NOT NULL,
+    suppressed jsonb DEFAULT '{}'::jsonb NOT NULL,
+    error text,
+    duration interval NOT NULL,
+    CONSTRAINT evaluation_run_source CHECK ((source = ANY (ARRAY['schedule'::text, 'touched'::text])))
+);
+
+ALTER TABLE ONLY herald.evaluation_run FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.evaluation_run ALTER COLUMN run_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME herald.evaluation_run_run_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE herald.message_text (
+    text_key text NOT NULL,
+    locale text NOT NULL,
+    text text NOT NULL,
+    CONSTRAINT message_text_key CHECK ((text_key ~ '^[A-Za-z0-9_.-]{1,100}$'::text)),
+    CONSTRAINT message_text_locale CHECK ((locale ~ '^[a-z]{2,3}(-[A-Za-z0-9]{2,8})*$'::text))
+);
+
+ALTER TABLE ONLY herald.message_text FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE herald.migration (
+    version integer NOT NULL,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    compatible boolean NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY herald.migration FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE herald.opt_out (
+    user_id uuid NOT NULL,
+    scenario_type text,
+    opted_out_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY herald.opt_out FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE herald.phrase (
+    locale text NOT NULL,
+    word text NOT NULL,
+    phrase text NOT NULL
+);
+
+ALTER TABLE ONLY herald.phrase FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE herald.prompt (
+    prompt_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    scenario_id uuid NOT NULL,
+    scenario_type text NOT NULL,
+    user_id uuid NOT NULL,
+    activity_ref text NOT NULL,
+    due_at timestamp with time zone DEFAULT now() NOT NULL,
+    evaluation_date date DEFAULT ((now() AT TIME ZONE 'UTC'::text))::date NOT NULL,
+    idempotency_key text NOT NULL,
+    cooldown_window_start timestamp with time zone,
+    status text DEFAULT 'ready'::text NOT NULL,
+    not_before timestamp with time zone DEFAULT now() NOT NULL,
+    priority integer DEFAULT 0 NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    epoch bigint DEFAULT 0 NOT NULL,
+    owner text,
+    claimed_at timestamp with time zone,
+    deadline timestamp with time zone,
+    gate text,
+    error_code text,
+    origin text DEFAULT 'evaluation'::text NOT NULL,
+    notification_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    collapse_key text DEFAULT replace((gen_random_uuid())::text, '-'::text, ''::text) NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    settled_at timestamp with time zone,
+    CONSTRAINT prompt_activity_ref CHECK (((length(activity_ref) >= 1) AND (length(activity_ref) <= 400))),
+    CONSTRAINT prompt_collapse_key CHECK (((octet_length(collapse_key) >= 1) AND (octet_length(collapse_key) <= 64))),
+    CONSTRAINT prompt_idempotency_key_form CHECK ((idempotency_key ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT prompt_origin CHECK ((origin = ANY (ARRAY['evaluation'::text, 'enqueue'::text]))),
+    CONSTRAINT prompt_sending CHECK (((status <> 'sending'::text) OR ((owner IS NOT NULL) AND (deadline IS NOT NULL) AND (claimed_at IS NOT NULL)))),
+    CONSTRAINT prompt_skipped CHECK (((status <> 'skipped'::text) OR (gate IS NOT NULL))),
+    CONSTRAINT prompt_status CHECK ((status = ANY (ARRAY['ready'::text, 'sending'::text, 'sent'::text, 'failed'::text, 'unknown'::text, 'skipped'::text, 'expired'::text])))
+)
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='2000', autovacuum_vacuum_cost_delay='1');
+
+ALTER TABLE ONLY herald.prompt FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE herald.scenario_notification (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    user_id uuid NOT NULL,
+    scenario_type text NOT NULL,
+    scenario_id uuid,
+    dispatched_at timestamp with time zone NOT NULL,
+    idempotency_key text NOT NULL,
+    cooldown_window_start timestamp with time zone NOT NULL,
+    prompt_id uuid,
+    activity_ref text,
+    device_id uuid,
+    message_name text,
+    opened_at timestamp with time zone
+);
+
+ALTER TABLE ONLY herald.scenario_notification FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE herald.scenario_prompt_history (
+    history_id bigint NOT NULL,
+    prompt_id uuid NOT NULL,
+    scenario_id uuid NOT NULL,
+    peer_mentor_id uuid NOT NULL,
+    dispatched_at timestamp with time zone DEFAULT now() NOT NULL,
+    delivery_status text NOT NULL,
+    error_code text,
+    attempt integer DEFAULT 1 NOT NULL,
+    CONSTRAINT scenario_prompt_history_status CHECK ((delivery_status = ANY (ARRAY['dispatched'::text, 'failed'::text, 'skipped'::text, 'unknown'::text])))
+);
+
+ALTER TABLE ONLY herald.scenario_prompt_history FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.scenario_prompt_history ALTER COLUMN history_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME herald.scenario_prompt_history_history_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE herald.scenario_type (
+    scenario_type text NOT NULL,
+    evaluator text NOT NULL,
+    still_due text,
+    why text,
+    description jsonb NOT NULL,
+    params_schema jsonb NOT NULL,
+    registered_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT scenario_type_description CHECK ((jsonb_typeof(description) = 'object'::text)),
+    CONSTRAINT scenario_type_name CHECK ((scenario_type ~ '^[a-z][a-z0-9_]{0,39}$'::text)),
+    CONSTRAINT scenario_type_params_schema CHECK ((jsonb_typeof(params_schema) = 'object'::text))
+);
+
+ALTER TABLE ONLY herald.scenario_type FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE herald.setting (
+    only_row boolean DEFAULT true NOT NULL,
+    daily_cap integer,
+    paused_at timestamp with time zone,
+    prompt_retention interval DEFAULT '90 days'::interval NOT NULL,
+    history_retention interval DEFAULT '400 days'::interval NOT NULL,
+    notification_retention interval DEFAULT '800 days'::interval NOT NULL,
+    run_retention interval DEFAULT '30 days'::interval NOT NULL,
+    token_retention interval DEFAULT '270 days'::interval NOT NULL,
+    CONSTRAINT setting_daily_cap CHECK ((daily_cap > 0)),
+    CONSTRAINT setting_history_retention CHECK ((history_retention >= '1 day'::interval)),
+    CONSTRAINT setting_notification_retention CHECK ((notification_retention >= '1 day'::interval)),
+    CONSTRAINT setting_only_row CHECK (only_row),
+    CONSTRAINT setting_prompt_retention CHECK ((prompt_retention >= '1 day'::interval)),
+    CONSTRAINT setting_run_retention CHECK ((run_retention >= '1 day'::interval)),
+    CONSTRAINT setting_token_retention CHECK ((token_retention >= '1 day'::interval))
+);
+
+ALTER TABLE ONLY herald.setting FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE herald.shipped_function (
+    signature text NOT NULL,
+    fingerprint text NOT NULL
+);
+
+ALTER TABLE ONLY herald.shipped_function FORCE ROW LEVEL SECURITY;
+
+CREATE VIEW herald.source_activity AS
+ SELECT (id)::text AS activity_id,
+    user_id,
+    activity_type,
+    occurred_at,
+    flags
+   FROM app.activity a;
+
+CREATE VIEW herald.source_coordinator AS
+ SELECT user_id,
+    chapter_id
+   FROM app.coordinator c;
+
+CREATE VIEW herald.source_expiry AS
+ SELECT (c.id)::text AS item_id,
+    c.user_id,
+    c.kind,
+    c.expires_at
+   FROM app.certification c
+UNION ALL
+ SELECT (a.id)::text AS item_id,
+    a.user_id,
+    'assignment'::text AS kind,
+    a.ends_at AS expires_at
+   FROM app.assignment a
+  WHERE ((a.status = 'active'::text) AND (a.ends_at IS NOT NULL));
+
+CREATE VIEW herald.source_recipient AS
+ SELECT m.user_id,
+    c.organisation_id,
+    m.chapter_id,
+    m.locale,
+    m.time_zone,
+    (m.status = 'active'::text) AS is_active,
+    m.registered_at
+   FROM (app.peer_mentor m
+     JOIN app.chapter c ON ((c.id = m.chapter_id)));
+
+CREATE TABLE herald.touched_user (
+    user_id uuid NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_insert_threshold='-1', autovacuum_analyze_threshold='1000000', autovacuum_vacuum_cost_delay='0');
+
+ALTER TABLE ONLY herald.touched_user FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE ONLY herald.device_token
+    ADD CONSTRAINT device_token_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY herald.device_token
+    ADD CONSTRAINT device_token_token UNIQUE (token);
+
+ALTER TABLE ONLY herald.evaluation_run
+    ADD CONSTRAINT evaluation_run_pkey PRIMARY KEY (run_id);
+
+ALTER TABLE ONLY herald.message_text
+    ADD CONSTRAINT message_text_pkey PRIMARY KEY (text_key, locale);
+
+ALTER TABLE ONLY herald.migration
+    ADD CONSTRAINT migration_pkey PRIMARY KEY (version);
+
+ALTER TABLE ONLY herald.opt_out
+    ADD CONSTRAINT opt_out_once UNIQUE NULLS NOT DISTINCT (user_id, scenario_type);
+
+ALTER TABLE ONLY herald.phrase
+    ADD CONSTRAINT phrase_pkey PRIMARY KEY (locale, word);
+
+ALTER TABLE ONLY herald.prompt
+    ADD CONSTRAINT prompt_idempotency_key UNIQUE (idempotency_key);
+
+ALTER TABLE ONLY herald.prompt
+    ADD CONSTRAINT prompt_once UNIQUE (user_id, scenario_id, activity_ref);
+
+ALTER TABLE ONLY herald.prompt
+    ADD CONSTRAINT prompt_pkey PRIMARY KEY (prompt_id);
+
+ALTER TABLE ONLY herald.scenario_notification
+    ADD CONSTRAINT scenario_notification_cooldown UNIQUE (user_id, scenario_type, cooldown_window_start);
+
+ALTER TABLE ONLY herald.scenario_notification
+    ADD CONSTRAINT scenario_notification_idempotency_key UNIQUE (idempotency_key);
+
+ALTER TABLE ONLY herald.scenario_notification
+    ADD CONSTRAINT scenario_notification_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY herald.scenario
+    ADD CONSTRAINT scenario_pkey PRIMARY KEY (scenario_id);
+
+ALTER TABLE ONLY herald.scenario_prompt_history
+    ADD CONSTRAINT scenario_prompt_history_pkey PRIMARY KEY (history_id);
+
+ALTER TABLE ONLY herald.scenario_type
+    ADD CONSTRAINT scenario_type_pkey PRIMARY KEY (scenario_type);
+
+ALTER TABLE ONLY herald.setting
+    ADD CONSTRAINT setting_pkey PRIMARY KEY (only_row);
+
+ALTER TABLE ONLY herald.shipped_function
+    ADD CONSTRAINT shipped_function_pkey PRIMARY KEY (signature);
+
+CREATE INDEX device_token_live ON herald.device_token USING btree (user_id, platform) WHERE (revoked_at IS NULL);
+
+CREATE INDEX evaluation_run_scenario ON herald.evaluation_run USING btree (scenario_id, started_at);
+
+CREATE INDEX evaluation_run_started ON herald.evaluation_run USING brin (started_at);
+
+CREATE INDEX opt_out_scenario_type ON herald.opt_out USING btree (scenario_type);
+
+CREATE INDEX prompt_created ON herald.prompt USING brin (created_at);
+
+CREATE INDEX prompt_failed ON herald.prompt USING btree (settled_at) WHERE (status = 'failed'::text);
+
+CREATE UNIQUE INDEX prompt_open ON herald.prompt USING btree (user_id, scenario_type) WHERE (status = ANY (ARRAY['ready'::text, 'sending'::text]));
+
+CREATE INDEX prompt_ready ON herald.prompt USING btree (priority, not_before) WHERE (status = 'ready'::text);
+
+CREATE INDEX prompt_scenario ON herald.prompt USING btree (scenario_id);
+
+CREATE INDEX prompt_sending ON herald.prompt USING btree (deadline) WHERE (status = 'sending'::text);
+
+CREATE INDEX prompt_unknown ON herald.prompt USING btree (user_id, scenario_type) WHERE (status = 'unknown'::text);
+
+CREATE INDEX scenario_notification_dispatched ON herald.scenario_notification USING brin (dispatched_at);
+
+CREATE INDEX scenario_prompt_history_dispatched ON herald.scenario_prompt_history USING brin (dispatched_at);
+
+CREATE INDEX scenario_prompt_history_person ON herald.scenario_prompt_history USING btree (peer_mentor_id, dispatched_at);
+
+CREATE INDEX scenario_scenario_type ON herald.scenario USING btree (scenario_type);
+
+CREATE INDEX scenario_scope ON herald.scenario USING btree (organisation_id, chapter_id);
+
+CREATE TRIGGER check_scenario BEFORE INSERT OR UPDATE ON herald.scenario FOR EACH ROW EXECUTE FUNCTION herald.check_scenario();
+
+ALTER TABLE ONLY herald.evaluation_run
+    ADD CONSTRAINT evaluation_run_scenario_id_fkey FOREIGN KEY (scenario_id) REFERENCES herald.scenario(scenario_id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY herald.opt_out
+    ADD CONSTRAINT opt_out_scenario_type_fkey FOREIGN KEY (scenario_type) REFERENCES herald.scenario_type(scenario_type);
+
+ALTER TABLE ONLY herald.prompt
+    ADD CONSTRAINT prompt_scenario_id_fkey FOREIGN KEY (scenario_id) REFERENCES herald.scenario(scenario_id);
+
+ALTER TABLE ONLY herald.scenario
+    ADD CONSTRAINT scenario_scenario_type_fkey FOREIGN KEY (scenario_type) REFERENCES herald.scenario_type(scenario_type);
+
+CREATE POLICY coordinator_delete ON herald.scenario FOR DELETE TO authenticated USING ((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)));
+
+CREATE POLICY coordinator_insert ON herald.scenario FOR INSERT TO authenticated WITH CHECK (((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)) AND (organisation_id IN ( SELECT herald.my_organisations() AS my_organisations))));
+
+CREATE POLICY coordinator_read ON herald.scenario FOR SELECT TO authenticated USING (((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)) OR ((chapter_id IS NULL) AND (organisation_id IN ( SELECT herald.my_organisations() AS my_organisations)))));
+
+CREATE POLICY coordinator_update ON herald.scenario FOR UPDATE TO authenticated USING ((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters))) WITH CHECK (((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)) AND (organisation_id IN ( SELECT herald.my_organisations() AS my_organisations))));
+
+ALTER TABLE herald.device_token ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.evaluation_run ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.message_text ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.migration ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.opt_out ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY owner_all ON herald.device_token TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.evaluation_run TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.message_text TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.migration TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.opt_out TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.phrase TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.prompt TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.scenario TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.scenario_notification TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.scenario_prompt_history TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.scenario_type TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.setting TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.shipped_function TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.touched_user TO herald_owner USING (true) WITH CHECK (true);
+
+ALTER TABLE herald.phrase ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.prompt ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.scenario ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.scenario_notification ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.scenario_prompt_history ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.scenario_type ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.setting ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.shipped_function ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.touched_user ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY type_read ON herald.scenario_type FOR SELECT TO authenticated USING (true);
+
+GRANT USAGE ON SCHEMA herald TO herald_daemon;
+GRANT USAGE ON SCHEMA herald TO herald_reader;
+GRANT USAGE ON SCHEMA herald TO authenticated;
+GRANT USAGE ON SCHEMA herald TO service_role;
+
+REVOKE ALL ON TYPE herald.candidate FROM PUBLIC;
+GRANT ALL ON TYPE herald.candidate TO herald_daemon;
+GRANT ALL ON TYPE herald.candidate TO herald_reader;
+GRANT ALL ON TYPE herald.candidate TO authenticated;
+GRANT ALL ON TYPE herald.candidate TO service_role;
+
+GRANT SELECT,DELETE ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(scenario_id) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(scenario_type),UPDATE(scenario_type) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(organisation_id),UPDATE(organisation_id) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(chapter_id),UPDATE(chapter_id) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(name),UPDATE(name) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(params),UPDATE(params) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(title_key),UPDATE(title_key) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(body_key),UPDATE(body_key) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(presentation),UPDATE(presentation) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(devices),UPDATE(devices) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(cooldown),UPDATE(cooldown) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(quiet_from),UPDATE(quiet_from) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(quiet_until),UPDATE(quiet_until) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(mode),UPDATE(mode) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(canary_percent),UPDATE(canary_percent) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(priority),UPDATE(priority) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(jitter),UPDATE(jitter) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(expires_after),UPDATE(expires_after) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(on_unknown),UPDATE(on_unknown) ON TABLE herald.scenario TO authenticated;
+
+GRANT INSERT(max_prompts_per_run),UPDATE(max_prompts_per_run) ON TABLE herald.scenario TO authenticated;
+
+REVOKE ALL ON FUNCTION herald.candidates(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.check_device_token(p_token text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.check_scenario() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) TO herald_reader;
+GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) TO service_role;
+
+REVOKE ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.due_expiry(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.due_follow_up(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.due_inactivity(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.due_milestone(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.duration_text(p_duration interval) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_ref text, p_due_at timestamp with time zone, OUT prompt_id uuid, OUT gate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_ref text, p_due_at timestamp with time zone, OUT prompt_id uuid, OUT gate text) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_ref text, p_due_at timestamp with time zone, OUT prompt_id uuid, OUT gate text) TO service_role;
+
+REVOKE ALL ON FUNCTION herald.evaluate(p_now timestamp with time zone, p_scenario uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.evaluate(p_now timestamp with time zone, p_scenario uuid) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.evaluate_touched(p_limit integer, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.evaluate_touched(p_limit integer, p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) TO herald_reader;
+GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) TO authenticated;
+GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) TO service_role;
+
+REVOKE ALL ON FUNCTION herald.in_canary(p_scenario uuid, p_user uuid, p_percent integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.is_staff() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.is_staff() TO authenticated;
+GRANT ALL ON FUNCTION herald.is_staff() TO service_role;
+GRANT ALL ON FUNCTION herald.is_staff() TO herald_daemon;
+GRANT ALL ON FUNCTION herald.is_staff() TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.jwt_user_id() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.jwt_user_id() TO authenticated;
+GRANT ALL ON FUNCTION herald.jwt_user_id() TO service_role;
+
+REVOKE ALL ON PROCEDURE herald.maintain(IN p_now timestamp with time zone, IN p_batch integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.maintain_batch(p_now timestamp with time zone, p_batch integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.maintain_batch(p_now timestamp with time zone, p_batch integer) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.mark_opened(p_notification_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.mark_opened(p_notification_id uuid) TO authenticated;
+
+REVOKE ALL ON FUNCTION herald.my_chapters() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.my_chapters() TO authenticated;
+GRANT ALL ON FUNCTION herald.my_chapters() TO service_role;
+
+REVOKE ALL ON FUNCTION herald.my_organisations() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.my_organisations() TO authenticated;
+GRANT ALL ON FUNCTION herald.my_organisations() TO service_role;
+
+REVOKE ALL ON FUNCTION herald.may_read(p_organisation uuid, p_chapter uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.notification_content(p_notification_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.notification_content(p_notification_id uuid) TO authenticated;
+
+REVOKE ALL ON FUNCTION herald.params_problem(p_schema jsonb, p_params jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.prompt_counts() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.prompt_counts() TO herald_daemon;
+GRANT ALL ON FUNCTION herald.prompt_counts() TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.pushes_today(p_user uuid, p_at timestamp with time zone, p_time_zone text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.quiet_end(p_at timestamp with time zone, p_from time without time zone, p_until time without time zone, p_time_zone text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.ready_times(p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.register_device_token(p_token text, p_platform text, p_replaces text) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.register_device_token(p_token text, p_platform text, p_replaces text) TO authenticated;
+
+REVOKE ALL ON FUNCTION herald.register_scenario_type(p_scenario_type text, p_evaluator regproc, p_description jsonb, p_params_schema jsonb, p_still_due regproc, p_why regproc) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.require_user() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.revoke_devices(p_device uuid[], p_last_seen_at timestamp with time zone[], p_reason text[], p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.revoke_devices(p_device uuid[], p_last_seen_at timestamp with time zone[], p_reason text[], p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.ring() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.scenario_for_caller(p_scenario uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.set_opt_out(p_scenario_type text, p_opted_out boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.set_opt_out(p_scenario_type text, p_opted_out boolean) TO authenticated;
+
+REVOKE ALL ON FUNCTION herald.settle(p_prompt uuid[], p_epoch bigint[], p_outcome text[], p_error text[], p_at timestamp with time zone[], p_retry_at timestamp with time zone[], p_device uuid[], p_message_name text[], p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.settle(p_prompt uuid[], p_epoch bigint[], p_outcome text[], p_error text[], p_at timestamp with time zone[], p_retry_at timestamp with time zone[], p_device uuid[], p_message_name text[], p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.still_due(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.still_due_expiry(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.still_due_inactivity(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.sweep(p_grace interval, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.sweep(p_grace interval, p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.touch() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.touched_from(p_scenario herald.scenario, p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.unregister_device_token(p_token text) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.unregister_device_token(p_token text) TO authenticated;
+
+REVOKE ALL ON FUNCTION herald.unwatch(p_table regclass) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.value_problem(p_schema jsonb, p_value jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.watch(p_table regclass, p_user_column name) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.why_expiry(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.why_follow_up(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.why_inactivity(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.why_milestone(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.work_waiting(p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.work_waiting(p_now timestamp with time zone) TO herald_daemon;
+
+GRANT SELECT ON TABLE herald.scenario_type TO authenticated;
