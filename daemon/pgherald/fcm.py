@@ -303,7 +303,7 @@ class _Line(httpcore2.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore2 names it so
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
@@ -339,14 +339,17 @@ class _Stream(httpcore2.AsyncNetworkStream):
         return bool(self._inner.get_extra_info("is_readable"))
 
     async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - as above
     ) -> httpcore2.AsyncNetworkStream:
         self._inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
         if self._inner.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
             self._frames = _Frames()
         return self
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - as above
         if self._frames is None:
             return await self._inner.read(max_bytes, timeout)
         async with self._reading:
@@ -374,7 +377,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
         if self._frames is not None:
             self._ahead += self._frames.keep_goaway(data)
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as above
         """Write all of it, or give the connection up.
 
         A cancellation in between would cut a frame or a TLS record, and with it everything else under way on the

@@ -49,7 +49,7 @@ RENEW_AT: Final = 0.8
 """The part of a token's life after which it is renewed: of Google's hour, 12 minutes are left to get over an outage."""
 
 SPARE: Final = 10.0
-"""Seconds before its expiry from which a token is not sent any more, as a request may be on its way for a while. A tenth
+"""Seconds before its expiry from which a token is not sent any more, as a request may be on its way a while. A tenth
 of its life, if that is less."""
 
 FORCED_PAUSE: Final = 1.0
