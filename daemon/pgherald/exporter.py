@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from pgherald.metrics import Metrics
 
-REQUEST_SECONDS: Final = 5.0  # for a request, from its connection or first byte on
+REQUEST_SECONDS: Final = 5.0  # to the first byte on a new connection, and from there to the end of the request
 ANSWER_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 90.0  # between two requests of one connection: longer than Prometheus' usual scrape interval
 MOST_CONNECTIONS: Final = 64
