@@ -2,24 +2,28 @@
 
 `sql/` is laid out so that a DBA can read it: roles.sql, then numbered migrations (whatever holds data, applied once),
 then functions and scenarios (`create or replace`, applied whole every time), then pg_cron's jobs. `migrate` does all of
-it in one transaction under an advisory lock. Called by the commands `migrate` and `doctor`, by `run` for the version check,
-and by tests; nothing here runs while prompts are sent.
+it in one transaction under an advisory lock. Called by the commands `migrate` and `doctor`, by `run` for the version
+check, and by tests; nothing here runs while prompts are sent.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 import re
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass, field
 from importlib import resources
-from importlib.resources.abc import Traversable
-from typing import LiteralString, cast
+from typing import TYPE_CHECKING, LiteralString, cast
 
 import psycopg
 from psycopg import sql
 
 from pgherald.errors import ConfigError, HeraldError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from importlib.resources.abc import Traversable
 
 #: Advisory lock (classid, objid) that one migrate at a time holds; classid is the program's own.
 LOCK = (1751479908, 3)
@@ -28,7 +32,20 @@ LOCK = (1751479908, 3)
 OLDEST_SERVER = 150000
 
 #: How often a migrate starts again after another database's migrate changed the same cluster-wide role at that moment.
-_ATTEMPTS = 5
+_ATTEMPTS = 20
+
+#: What a role or a database may have set otherwise, and this program's files rely on. The path: every name in the files
+#: that is not qualified is Postgres's own, whatever objects of the same name the database holds.
+_SESSION = """set local search_path = pg_catalog, pg_temp;
+set local client_min_messages = 'warning';
+set local check_function_bodies = on;
+set local row_security = on;
+set local statement_timeout = 0;
+set local lock_timeout = '5s';"""
+
+
+class NotNow(ConfigError):
+    """The server is starting, stopping, or has no connection left: the same call may succeed in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +65,10 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a migrate did, or with `dry_run` would do."""
+    """What a migrate did, or with `dry_run` would do. `dropped`: functions of an earlier release, by signature."""
 
     applied: tuple[str, ...]
+    dropped: tuple[str, ...]
     version: int
     cron: bool
     reference: bool
@@ -65,7 +83,7 @@ def _sql() -> Traversable:
 def _files(folder: str) -> Iterator[tuple[str, str]]:
     for file in sorted((_sql() / folder).iterdir(), key=lambda f: f.name):
         if file.name.endswith(".sql"):
-            yield f"{folder}/{file.name}", file.read_text()
+            yield f"{folder}/{file.name}", file.read_text(encoding="utf-8")
 
 
 def migrations() -> tuple[Migration, ...]:
@@ -91,23 +109,25 @@ def shipped_version() -> int:
 
 
 def dump_sql(*, with_reference: bool = False) -> str:
-    """A script for psql that does what `migrate` does on an empty database, for a DBA who runs it by hand."""
+    """A script that does what `migrate` does on an empty database, for a DBA who runs it by hand."""
     parts = [
-        "-- pgherald: made by `pgherald migrate --dump-sql`. Run with: psql -v ON_ERROR_STOP=1 --single-transaction -f FILE",
+        "-- pgherald: made by `pgherald migrate --dump-sql`, for a database without pgherald. All or nothing.",
+        "-- Run it as a role with CREATEROLE: psql -X -v ON_ERROR_STOP=1 -f FILE",
+        "set client_encoding = 'UTF8';\nbegin isolation level read committed;",
         f"select pg_catalog.pg_advisory_xact_lock({LOCK[0]}, {LOCK[1]});",
-        (_sql() / "roles.sql").read_text(),
+        _SESSION,
+        (_sql() / "roles.sql").read_text(encoding="utf-8"),
         "set local role herald_owner;",
     ]
-    for migration in migrations():
-        parts.append(f"-- migration {migration.version:04} {migration.name}\n{migration.text}")
-    for migration in migrations():
-        parts.append(_record(migration).as_string() + ";")
+    parts.extend(f"-- migration {m.version:04} {m.name}\n{m.text}" for m in migrations())
+    parts.extend(f"{_record(m).as_string()};" for m in migrations())
     for folder in ("functions", "scenarios"):
         parts.extend(f"-- {path}\n{text}" for path, text in _files(folder))
-    parts.append(_FINGERPRINTS + ";")
+    parts.append(f"{_REMEMBER_SHIPPED};")
     parts.append("reset role;")
     if with_reference:
-        parts.append((_sql() / "reference/app.sql").read_text())
+        parts.append((_sql() / "reference/app.sql").read_text(encoding="utf-8"))
+    parts.append("commit;")
     parts.append("-- where the extension pg_cron is installed, run sql/cron.sql too:\n" + _commented(_cron_sql()))
     return "\n\n".join(parts) + "\n"
 
@@ -115,20 +135,32 @@ def dump_sql(*, with_reference: bool = False) -> str:
 def migrate(conninfo: str, *, with_reference: bool = False, dry_run: bool = False) -> Report:
     """Brings the schema to this program's version: all or nothing, repeatable, one at a time.
 
-    Raises ConfigError where it cannot work (unreachable, too old a server, a schema newer than the program, a migration that
-    was changed after it was applied, missing rights).
+    Raises ConfigError where it cannot work (unreachable, too old a server, a schema newer than the program, a migration
+    that was changed after it was applied, missing rights), HeraldError where another try may do.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with connect(conninfo) as connection:
                 return _migrate(connection, with_reference=with_reference, dry_run=dry_run)
-        except (psycopg.errors.InternalError_, psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected) as error:
-            # Roles belong to the cluster: another database's migrate touched one at this moment ("tuple concurrently updated").
+        except (
+            psycopg.errors.InternalError_,
+            psycopg.errors.UniqueViolation,
+            psycopg.errors.DeadlockDetected,
+        ) as error:
+            # Roles belong to the cluster: another database's migrate touched one ("tuple concurrently updated").
             if attempt == _ATTEMPTS:
                 raise ConfigError(_explain(error)) from None
+            time.sleep(random.uniform(0.02, 0.2))
         except psycopg.errors.LockNotAvailable as error:
             raise HeraldError(
-                f"{_explain(error)}\n  Another session holds a lock that the migration waited 5 s for. Nothing was changed; try again in a quiet moment."
+                f"{_explain(error)}\n  Another session holds a lock that migrate waited for: try again when it is quiet"
+            ) from None
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if error.sqlstate is not None and not error.sqlstate.startswith("57P"):
+                raise ConfigError(_explain(error)) from None
+            raise HeraldError(
+                "migrate stopped: the connection to Postgres was lost. Unless it was lost at the very end, nothing was "
+                "changed; to run migrate again is harmless."
             ) from None
         except psycopg.Error as error:
             raise ConfigError(_explain(error)) from None
@@ -138,22 +170,35 @@ def migrate(conninfo: str, *, with_reference: bool = False, dry_run: bool = Fals
 def connect(conninfo: str) -> psycopg.Connection:
     """A connection for a command; ConfigError, without the DSN in it, when there is none to be had."""
     try:
-        return psycopg.connect(conninfo, application_name="pgherald", connect_timeout=10, fallback_application_name=None)
+        return psycopg.connect(
+            conninfo, application_name="pgherald", connect_timeout=10, fallback_application_name=None
+        )
     except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
-        raise ConfigError(unreachable(conninfo, error)) from None
+        kind = (
+            NotNow if re.search(r"starting up|shutting down|too many|remaining connection", str(error)) else ConfigError
+        )
+        raise kind(unreachable(conninfo, error)) from None
 
 
 def unreachable(conninfo: str, error: BaseException) -> str:
-    """Why there is no connection, without a password or a DSN in it: host, port, database, and the server's own reason."""
+    """Why there is no connection, without a password or a DSN in it: host, port, database, the server's own reason."""
     try:
         place = psycopg.conninfo.conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
-        return "PGHERALD_DATABASE_URL: not a connection string; for example postgresql://pgherald@db.example.org:5432/app"
+        return (
+            "PGHERALD_DATABASE_URL: not a connection string; for example postgresql://pgherald@db.example.org:5432/app"
+        )
     reason = next(
         (hint for pattern, hint in _REASONS if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL)),
         "look into the server's log",
     )
-    where = f"host {place.get('host') or 'local socket'}, port {place.get('port') or 5432}, database {place.get('dbname') or 'of the user name'}"
+    where = ", ".join(
+        (
+            f"host {place.get('host') or 'local socket'}",
+            f"port {place.get('port') or 5432}",
+            f"database {place.get('dbname') or 'of the user name'}",
+        )
+    )
     return f"PGHERALD_DATABASE_URL: no connection to Postgres ({where}): {reason}"
 
 
@@ -180,18 +225,53 @@ def installed_version(connection: psycopg.Connection) -> int | None:
     return cast("int | None", row[0]) if row else None
 
 
+def check_for_daemon(conninfo: str) -> int:
+    """Refuse a database that a daemon of this version cannot work with; returns the schema's version.
+
+    Raises ConfigError: no connection, no schema, no right to use it, an older schema, or a newer one that broke with this
+    program. A newer one whose migrations are all compatible is fine.
+    """
+    shipped = shipped_version()
+    with connect(conninfo) as connection:
+        try:
+            row = connection.execute("select version, breaking from herald.schema_version(%s)", (shipped,)).fetchone()
+        except (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction):
+            raise ConfigError(
+                "pgherald is not installed in this database, or by a far older release: run `pgherald migrate` on it"
+            ) from None
+        except psycopg.errors.InsufficientPrivilege:
+            user = connection.info.user
+            raise ConfigError(
+                f'the role "{user}" may not use pgherald; as the role that ran `pgherald migrate`: grant herald_daemon to "{user}"'
+            ) from None
+        except psycopg.Error as error:
+            raise ConfigError(f"the database would not tell its version: {type(error).__name__}") from None
+    version, breaking = row if row else (0, False)
+    if version < shipped:
+        raise ConfigError(
+            f"the schema in the database is version {version}, older than this program's {shipped}: run `pgherald migrate`"
+        )
+    if breaking:
+        raise ConfigError(
+            f"the schema in the database is version {version}, which this program (made for {shipped}) does not understand: upgrade pgherald"
+        )
+    return int(version)
+
+
 def _migrate(connection: psycopg.Connection, *, with_reference: bool, dry_run: bool) -> Report:
     if connection.info.server_version < OLDEST_SERVER:
         raise ConfigError(
-            f"the server is Postgres {connection.info.server_version // 10000}; pgherald needs 15 or later (18 and 15 are tested)"
+            f"the server is Postgres {connection.info.server_version // 10000}; "
+            "pgherald needs 15 or later (18 and 15 are tested)"
         )
+    # Whoever waited for the lock must then see what the one before did.
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     connection.execute("set local lock_timeout = '60s'")
     connection.execute("select pg_catalog.pg_advisory_xact_lock(%s, %s)", LOCK)
-    connection.execute("set local lock_timeout = '5s'")
-    connection.execute("set local client_min_messages = 'warning'")
+    connection.execute(_SESSION)
     known = migrations()
-    warnings = []
-    _run(connection, "roles.sql", (_sql() / "roles.sql").read_text())
+    warnings: list[str] = []
+    _run(connection, "roles.sql", (_sql() / "roles.sql").read_text(encoding="utf-8"))
     connection.execute("set local role herald_owner")
     installed = installed_version(connection)
     applied: dict[int, str] = {}
@@ -205,10 +285,12 @@ def _migrate(connection: psycopg.Connection, *, with_reference: bool, dry_run: b
     for folder in ("functions", "scenarios"):
         for path, text in _files(folder):
             _run(connection, path, text)
-    connection.execute(cast("LiteralString", _FINGERPRINTS))
+    dropped = _drop_retired(connection, warnings)
+    connection.execute(_REMEMBER_SHIPPED)
+    warnings.extend(_foreign_functions(connection))
     connection.execute("reset role")
     if with_reference:
-        _run(connection, "reference/app.sql", (_sql() / "reference/app.sql").read_text())
+        _run(connection, "reference/app.sql", (_sql() / "reference/app.sql").read_text(encoding="utf-8"))
     cron = _schedule(connection, warnings)
     if dry_run:
         connection.rollback()
@@ -216,6 +298,7 @@ def _migrate(connection: psycopg.Connection, *, with_reference: bool, dry_run: b
         connection.commit()
     return Report(
         applied=tuple(f"{m.version:04}_{m.name}" for m in todo),
+        dropped=dropped,
         version=known[-1].version,
         cron=cron,
         reference=with_reference,
@@ -228,13 +311,14 @@ def _refuse_foreign(known: tuple[Migration, ...], applied: dict[int, str]) -> No
     newest = max(applied, default=0)
     if newest > known[-1].version:
         raise ConfigError(
-            f"the schema in the database is version {newest}, newer than this program's {known[-1].version}: upgrade pgherald"
+            f"the schema in the database is version {newest}, newer than this program's {known[-1].version}: "
+            "upgrade pgherald"
         )
     for migration in known:
         if applied.get(migration.version, migration.checksum) != migration.checksum:
             raise ConfigError(
-                f"migration {migration.version:04}_{migration.name} was applied with another text than this program ships: "
-                "install the release that the database was migrated with, then the next one"
+                f"migration {migration.version:04}_{migration.name} was applied with another text than this program "
+                "ships: install the release that the database was migrated with, then the next one"
             )
 
 
@@ -244,15 +328,59 @@ def _record(migration: Migration) -> sql.Composed:
     )
 
 
-#: Remembers every function as it is now, and drops none: functions that are no longer shipped are dropped by the migration
-#: that retires them.
-_FINGERPRINTS = """with gone as (delete from herald.shipped_function)
-insert into herald.shipped_function (signature, fingerprint)
-select p.oid::pg_catalog.regprocedure::text, pg_catalog.md5(pg_catalog.pg_get_functiondef(p.oid))
+#: The functions that this transaction created or replaced are those of the files: remembered with who may call them.
+_REMEMBER_SHIPPED: LiteralString = """delete from herald.shipped_function;
+insert into herald.shipped_function (signature, fingerprint, grantees)
+select
+  p.oid::pg_catalog.regprocedure::text,
+  pg_catalog.md5(pg_catalog.pg_get_functiondef(p.oid)),
+  array(
+    select a.grantee::pg_catalog.regrole::text
+    from pg_catalog.aclexplode(p.proacl) as a
+    where a.grantee in (
+      select r.oid
+      from pg_catalog.pg_roles as r
+      where r.rolname in ('herald_daemon', 'herald_reader', 'authenticated', 'service_role')
+    )
+    order by 1
+  )
 from pg_catalog.pg_proc as p
-where p.pronamespace = 'herald'::pg_catalog.regnamespace
-  and (p.proname, p.prosrc) is not null
-on conflict (signature) do update set fingerprint = excluded.fingerprint"""
+where p.pronamespace = 'herald'::pg_catalog.regnamespace and p.xmin = pg_catalog.pg_current_xact_id()::pg_catalog.xid"""
+
+
+def _drop_retired(connection: psycopg.Connection, warnings: list[str]) -> tuple[str, ...]:
+    """Drops what an earlier release shipped and this one does not; what others made in the schema stays."""
+    retired = connection.execute(
+        "select s.signature from herald.shipped_function as s "
+        "join pg_catalog.pg_proc as p on p.oid = pg_catalog.to_regprocedure(s.signature) "
+        "where p.xmin <> pg_catalog.pg_current_xact_id()::pg_catalog.xid order by s.signature"
+    ).fetchall()
+    dropped = []
+    for (signature,) in retired:
+        try:
+            with connection.transaction():
+                connection.execute(f"drop routine {signature}")
+        except psycopg.errors.DependentObjectsStillExist as error:
+            warnings.append(
+                f"{signature} is no longer part of pgherald, but stays: {error.diag.message_detail}. "
+                f"Change that, then: drop routine {signature}"
+            )
+        else:
+            dropped.append(signature)
+    return tuple(dropped)
+
+
+def _foreign_functions(connection: psycopg.Connection) -> Iterator[str]:
+    """Names the functions in the schema that pgherald did not make and no scenario type uses."""
+    found = connection.execute(
+        "select p.oid::pg_catalog.regprocedure::text from pg_catalog.pg_proc as p "
+        "join pg_catalog.pg_namespace as n on n.oid = p.pronamespace "
+        "where n.nspname = 'herald' and p.xmin <> pg_catalog.pg_current_xact_id()::pg_catalog.xid and not exists ("
+        "select from herald.scenario_type as t "
+        "where pg_catalog.format('%I.%I', n.nspname, p.proname) in (t.evaluator, t.still_due, t.why)) order by 1"
+    ).fetchall()
+    for (signature,) in found:
+        yield f"{signature} is not part of pgherald: left as it is; a schema of its own would be a safer place"
 
 
 def _schedule(connection: psycopg.Connection, warnings: list[str]) -> bool:
@@ -267,19 +395,20 @@ def _schedule(connection: psycopg.Connection, warnings: list[str]) -> bool:
             _run(connection, "cron.sql", _cron_sql())
     except psycopg.errors.InsufficientPrivilege:
         warnings.append(
-            "pg_cron is installed, but this role may not schedule jobs: grant usage on schema cron to it, then migrate again"
+            "pg_cron is installed, but this role may not schedule jobs: "
+            "as a superuser, grant usage on schema cron to it, then migrate again"
         )
         return False
     return True
 
 
 def _cron_sql() -> str:
-    return (_sql() / "cron.sql").read_text()
+    return (_sql() / "cron.sql").read_text(encoding="utf-8")
 
 
 def _run(connection: psycopg.Connection, path: str, text: str) -> None:
     try:
-        connection.execute(cast("LiteralString", text))
+        connection.execute(text)
     except psycopg.Error as error:
         error.add_note(f"sql/{path}")
         raise
@@ -288,7 +417,8 @@ def _run(connection: psycopg.Connection, path: str, text: str) -> None:
 def _explain(error: psycopg.Error) -> str:
     """The server's message (a migration holds no values of people), its hint, and the file it came from."""
     where = "; ".join(getattr(error, "__notes__", ()))
-    lines = [f"migrate stopped{f' in {where}' if where else ''}, nothing was changed: {error.diag.message_primary or type(error).__name__}"]
+    what = error.diag.message_primary or type(error).__name__
+    lines = [f"migrate stopped{f' in {where}' if where else ''}, nothing was changed: {what}"]
     if error.diag.message_hint:
         lines.append(f"  {error.diag.message_hint}")
     return "\n".join(lines)

@@ -27,18 +27,22 @@ revoke all on function herald.cooldown_window_start from public;
 grant execute on function herald.cooldown_window_start to herald_daemon, herald_reader, service_role;
 
 -- The person behind the JWT that the API verified (PostgREST and Supabase put its claims into request.jwt.claims).
+-- Not parallel safe: before Postgres 17 a block that catches errors cannot run in a parallel query.
 create or replace function herald.jwt_user_id()
 returns uuid
-language plpgsql stable parallel safe
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_subject text;
+  v_claims jsonb;
 begin
   begin
-    v_subject := nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub';
-    return v_subject::uuid;
-  exception when invalid_text_representation or data_exception then
+    v_claims := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+    if jsonb_typeof(v_claims) <> 'object' then
+      raise invalid_text_representation;
+    end if;
+    return (v_claims ->> 'sub')::uuid;
+  exception when data_exception then
     raise exception 'the claims of this request are malformed'
       using errcode = 'invalid_authorization_specification',
             hint = 'request.jwt.claims must be a JSON object whose "sub" is a uuid';

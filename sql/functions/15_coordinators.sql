@@ -1,9 +1,29 @@
 -- Which scenarios a coordinator may see and change: row-level security over the view herald.source_coordinator.
 -- The set-returning helpers run once a statement (hashed subplan), not once a row.
 
+-- A chapter's organisation is that of its people: null as long as it has none.
+create or replace function herald.my_scopes()
+returns table (organisation_id uuid, chapter_id uuid)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select o.organisation_id, c.chapter_id
+  from herald.source_coordinator as c
+  left join lateral (
+    select r.organisation_id
+    from herald.source_recipient as r
+    where r.chapter_id = c.chapter_id
+    limit 1
+  ) as o on true
+  where c.user_id = (select herald.jwt_user_id());
+$$;
+comment on function herald.my_scopes is 'The chapters that the caller (JWT) coordinates, each with its organisation.';
+revoke all on function herald.my_scopes from public;
+grant execute on function herald.my_scopes to authenticated, service_role;
+
 create or replace function herald.my_chapters()
 returns setof uuid
-language sql stable security definer parallel safe
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select c.chapter_id
@@ -16,41 +36,66 @@ grant execute on function herald.my_chapters to authenticated, service_role;
 
 create or replace function herald.my_organisations()
 returns setof uuid
-language sql stable security definer parallel safe
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select distinct o.organisation_id
-  from herald.my_chapters() as c (chapter_id)
-  cross join lateral (
-    select r.organisation_id
-    from herald.source_recipient as r
-    where r.chapter_id = c.chapter_id
-    limit 1
-  ) as o;
+  select distinct s.organisation_id
+  from herald.my_scopes() as s
+  where s.organisation_id is not null;
 $$;
 comment on function herald.my_organisations is 'The organisations of the chapters that the caller (JWT) coordinates.';
 revoke all on function herald.my_organisations from public;
 grant execute on function herald.my_organisations to authenticated, service_role;
 
-drop policy if exists coordinator_read on herald.scenario;
-create policy coordinator_read on herald.scenario for select to authenticated
-  using (
-    chapter_id in (select herald.my_chapters())
-    or (chapter_id is null and organisation_id in (select herald.my_organisations()))
-  );
-drop policy if exists coordinator_insert on herald.scenario;
-create policy coordinator_insert on herald.scenario for insert to authenticated
-  with check (chapter_id in (select herald.my_chapters()) and organisation_id in (select herald.my_organisations()));
-drop policy if exists coordinator_update on herald.scenario;
-create policy coordinator_update on herald.scenario for update to authenticated
-  using (chapter_id in (select herald.my_chapters()))
-  with check (chapter_id in (select herald.my_chapters()) and organisation_id in (select herald.my_organisations()));
-drop policy if exists coordinator_delete on herald.scenario;
-create policy coordinator_delete on herald.scenario for delete to authenticated
-  using (chapter_id in (select herald.my_chapters()));
-drop policy if exists type_read on herald.scenario_type;
-create policy type_read on herald.scenario_type for select to authenticated
-  using (true);
+-- Made where they are missing and else left alone: `create policy` locks the table against every run, and migrate must
+-- not. A policy that changes is dropped by a migration, and made anew here.
+do $$
+declare
+  v_there constant name[] := array(select p.polname from pg_policy as p where p.polrelid = 'herald.scenario'::regclass);
+begin
+  if 'coordinator_read' <> all (v_there) then
+    create policy coordinator_read on herald.scenario for select to authenticated
+      using (
+        chapter_id in (select herald.my_chapters())
+        or (chapter_id is null and organisation_id in (select herald.my_organisations()))
+      );
+  end if;
+  if 'coordinator_insert' <> all (v_there) then
+    create policy coordinator_insert on herald.scenario for insert to authenticated
+      with check (
+        (organisation_id, chapter_id) in (select s.organisation_id, s.chapter_id from herald.my_scopes() as s)
+        or chapter_id in (select s.chapter_id from herald.my_scopes() as s where s.organisation_id is null)
+      );
+  end if;
+  if 'coordinator_update' <> all (v_there) then
+    create policy coordinator_update on herald.scenario for update to authenticated
+      using (chapter_id in (select herald.my_chapters()))
+      with check (
+        (organisation_id, chapter_id) in (select s.organisation_id, s.chapter_id from herald.my_scopes() as s)
+        or chapter_id in (select s.chapter_id from herald.my_scopes() as s where s.organisation_id is null)
+      );
+  end if;
+  if 'coordinator_delete' <> all (v_there) then
+    create policy coordinator_delete on herald.scenario for delete to authenticated
+      using (chapter_id in (select herald.my_chapters()));
+  end if;
+  if not exists (select from pg_policy as p where p.polrelid = 'herald.scenario_type'::regclass and p.polname = 'type_read') then
+    create policy type_read on herald.scenario_type for select to authenticated
+      using (true);
+  end if;
+end
+$$;
+
+create or replace function herald.may_read(p_organisation uuid, p_chapter uuid)
+returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+return
+  herald.is_staff()
+  or p_chapter in (select herald.my_chapters())
+  or (p_chapter is null and p_organisation in (select herald.my_organisations()));
+comment on function herald.may_read is 'Whether the caller may read scenarios of this organisation (chapter null) or chapter.';
+revoke all on function herald.may_read from public;
 
 -- A scenario by id for functions that clients may call too: the same answer for one that does not exist and one of
 -- another chapter.
@@ -72,16 +117,5 @@ begin
   return v_scenario;
 end
 $$;
-
-create or replace function herald.may_read(p_organisation uuid, p_chapter uuid)
-returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-return
-  herald.is_staff()
-  or p_chapter in (select herald.my_chapters())
-  or (p_chapter is null and p_organisation in (select herald.my_organisations()));
-comment on function herald.may_read is 'Whether the caller may read scenarios of this organisation (chapter null) or chapter.';
 comment on function herald.scenario_for_caller is 'A scenario that the caller may read; P0002 when there is none.';
-revoke all on function herald.may_read from public;
 revoke all on function herald.scenario_for_caller from public;

@@ -213,5 +213,12 @@ $$;
 comment on function herald.check_scenario is 'Trigger: validates params against the type''s schema; a new or re-enabled scenario starts from now.';
 revoke all on function herald.check_scenario from public;
 
-create or replace trigger check_scenario before insert or update on herald.scenario
-for each row execute function herald.check_scenario();
+-- Not `or replace`, which locks the table against every run.
+do $$
+begin
+  if not exists (select from pg_trigger as t where t.tgrelid = 'herald.scenario'::regclass and t.tgname = 'check_scenario') then
+    create trigger check_scenario before insert or update on herald.scenario
+    for each row execute function herald.check_scenario();
+  end if;
+end
+$$;

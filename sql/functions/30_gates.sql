@@ -2,10 +2,11 @@
 -- herald.gate(), and herald.claim() repeats those that may have changed while a prompt waited.
 
 -- When the quiet hours that a moment lies in end; null when it lies in none. An unknown time zone counts as UTC
--- (the check unknown_time_zone tells the DBA).
+-- (the check unknown_time_zone tells the DBA). Not parallel safe: before Postgres 17 a block that catches errors cannot
+-- run in a parallel query.
 create or replace function herald.quiet_end(p_at timestamptz, p_from time, p_until time, p_time_zone text)
 returns timestamptz
-language plpgsql stable parallel safe
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare

@@ -28,7 +28,7 @@ begin
     where g.decision in ('send', 'quiet_hours');
     if v_wanted > p_scenario.max_prompts_per_run then
       update herald.scenario as s
-      set held_at = coalesce(s.held_at, p_now), held_prompts = v_wanted
+      set held_at = coalesce(s.held_at, p_now)
       where s.scenario_id = p_scenario.scenario_id;
       candidates := cardinality(v_candidates);
       prompts := 0;
@@ -203,7 +203,6 @@ begin
       set evaluated_through = greatest(s.evaluated_through, v_lower),
         catch_up_from = case when v_lower < s.evaluated_through then v_lower end,
         held_at = case when error is not null then s.held_at end,
-        held_prompts = case when error is not null then s.held_prompts end,
         hold_released = s.hold_released and error is null and v_lower < p_now
       where s.scenario_id = v_id;
     exception when others then

@@ -26,23 +26,29 @@ language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_token is null or length(p_token) not between 1 and 2000 or p_token ~ '[[:cntrl:][:space:]]' then
+  if p_token is null or length(p_token) not between 1 and 2000 or p_token ~ '[^!-~]' then
     raise exception 'this is not a device token'
-      using errcode = 'invalid_parameter_value', hint = 'pass what the Firebase SDK returned: 1 to 2000 characters, no white space';
+      using errcode = 'invalid_parameter_value',
+            hint = 'pass what the Firebase SDK returned: 1 to 2000 visible ASCII characters, no white space';
   end if;
 end
 $$;
 comment on function herald.check_device_token is 'Refuses what cannot be a device token (22023), without repeating it.';
 revoke all on function herald.check_device_token from public;
 
--- The row is locked by its unique token: two phones that register at the same moment end one after the other.
+-- Whether the tokens exist, and whose they are, changes neither the answer nor the statements that run.
+-- Lock order: both tokens by hash (advisory), so that phones which swap tokens end one after the other; then the rows of
+-- both by id, as herald.revoke_devices() takes them.
 create or replace function herald.register_device_token(p_token text, p_platform text, p_replaces text default null)
 returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  c_lock constant integer := 1751479909;
+  c_most constant integer := 20;
   v_user constant uuid := herald.require_user();
+  v_first boolean;
 begin
   perform herald.check_device_token(p_token);
   if p_platform is null or p_platform not in ('ios', 'android', 'web') then
@@ -51,9 +57,21 @@ begin
   end if;
   if p_replaces is not null then
     perform herald.check_device_token(p_replaces);
-    delete from herald.device_token as d
-    where d.token = p_replaces and d.user_id = v_user and d.token <> p_token;
   end if;
+  perform pg_advisory_xact_lock(c_lock, k.hash)
+  from (
+    select distinct hashtext(t.token) as hash
+    from unnest(array[p_token, p_replaces]) as t (token)
+    where t.token is not null
+    order by 1
+  ) as k;
+  perform from herald.device_token as d
+  where d.token in (p_token, p_replaces)
+  order by d.id
+  for update;
+  v_first := not exists (select from herald.device_token as d where d.user_id = v_user and d.revoked_at is null);
+  delete from herald.device_token as d
+  where d.token = p_replaces and d.user_id = v_user and d.token <> p_token;
   insert into herald.device_token as d (user_id, token, platform, kind, registered_at, last_seen_at)
   -- A Firebase installation id has 22 URL-safe characters; registration tokens are far longer.
   values (v_user, p_token, p_platform, case when p_token ~ '^[A-Za-z0-9_-]{22}$' then 'fid' else 'token' end,
@@ -62,13 +80,25 @@ begin
   set user_id = excluded.user_id, platform = excluded.platform, kind = excluded.kind, last_seen_at = excluded.last_seen_at,
     registered_at = case when d.user_id = excluded.user_id and d.revoked_at is null then d.registered_at else excluded.registered_at end,
     revoked_at = null, revoked_reason = null;
+  -- Nobody has more phones than this; a program with somebody's JWT could otherwise fill the table.
+  delete from herald.device_token as d
+  where d.id = any (array(
+    select e.id
+    from herald.device_token as e
+    where e.user_id = v_user and e.revoked_at is null
+    order by e.last_seen_at desc, e.id
+    offset c_most
+    for update skip locked
+  ));
   -- Whoever was due without a device is looked at again.
-  insert into herald.touched_user (user_id) values (v_user);
-  perform herald.ring();
+  if v_first then
+    insert into herald.touched_user (user_id) values (v_user);
+    perform herald.ring();
+  end if;
 end
 $$;
 comment on function herald.register_device_token is
-  'Makes a device the caller''s (upsert), and removes the one it replaces, in one transaction; answers nothing.';
+  'Makes a device the caller''s (upsert), and removes the one it replaces, in one transaction; answers nothing. Of more than 20 devices the least recently seen goes.';
 revoke all on function herald.register_device_token from public;
 grant execute on function herald.register_device_token to authenticated;
 
@@ -119,29 +149,62 @@ comment on function herald.set_opt_out is 'The caller wants no more pushes (true
 revoke all on function herald.set_opt_out from public;
 grant execute on function herald.set_opt_out to authenticated;
 
--- The texts by key in the caller's locale: exact, then its language, then English, then the key itself.
-create or replace function herald.notification_content(p_notification_id uuid)
-returns table (notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamptz, opened_at timestamptz)
-language sql stable security definer
+create or replace function herald.check_notification_id(p_notification_id uuid)
+returns void
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-  select n.id, n.scenario_type, coalesce(t.title, s.title_key), coalesce(t.body, s.body_key), n.activity_ref, n.dispatched_at, n.opened_at
+begin
+  if p_notification_id is null then
+    raise exception 'p_notification_id is missing'
+      using errcode = 'invalid_parameter_value', hint = 'pass notification_id from the data of the push';
+  end if;
+end
+$$;
+comment on function herald.check_notification_id is 'Refuses a null id (22023).';
+revoke all on function herald.check_notification_id from public;
+
+-- The texts by key in the caller's locale: exact, then its language, then English, then the key itself. Of a scenario that
+-- is gone, the default keys of its type. The caller is checked before anything is looked up: in one query, an id that
+-- does not exist would skip the check, and so tell that it does not.
+create or replace function herald.notification_content(p_notification_id uuid)
+returns table (notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamptz, opened_at timestamptz)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  v_user constant uuid := herald.require_user();
+begin
+  perform herald.check_notification_id(p_notification_id);
+  return query
+  select
+    n.id, n.scenario_type, coalesce(t.title, k.title_key), coalesce(t.body, k.body_key), n.activity_ref, n.dispatched_at, n.opened_at
   from herald.scenario_notification as n
   left join herald.scenario as s on s.scenario_id = n.scenario_id
+  cross join lateral (
+    select coalesce(s.title_key, n.scenario_type || '_title') as title_key, coalesce(s.body_key, n.scenario_type || '_body') as body_key
+  ) as k
   left join herald.source_recipient as r on r.user_id = n.user_id
   left join lateral (
     select
-      (array_agg(m.text order by m.place) filter (where m.text_key = s.title_key))[1] as title,
-      (array_agg(m.text order by m.place) filter (where m.text_key = s.body_key))[1] as body
+      (array_agg(m.text order by m.place) filter (where m.text_key = k.title_key))[1] as title,
+      (array_agg(m.text order by m.place) filter (where m.text_key = k.body_key))[1] as body
     from (
       select x.text_key, x.text,
-        case x.locale when r.locale then 1 when split_part(r.locale, '-', 1) then 2 when 'en' then 3 end as place
+        -- 'nb_NO', as phones and older databases write it, is 'nb-NO'
+        case lower(x.locale)
+          when lower(replace(r.locale, '_', '-')) then 1
+          when lower(substring(r.locale from '^[A-Za-z]+')) then 2
+          when 'en' then 3
+        end as place
       from herald.message_text as x
-      where x.text_key in (s.title_key, s.body_key)
+      where x.text_key in (k.title_key, k.body_key)
     ) as m
     where m.place is not null
   ) as t on true
-  where n.id = p_notification_id and n.user_id = (select herald.require_user());
+  where n.id = p_notification_id and n.user_id = v_user;
+end
 $$;
 comment on function herald.notification_content is
   'What a push was about, in the caller''s locale; no row for an unknown id or somebody else''s.';
@@ -156,6 +219,7 @@ as $$
 declare
   v_user constant uuid := herald.require_user();
 begin
+  perform herald.check_notification_id(p_notification_id);
   update herald.scenario_notification as n
   set opened_at = clock_timestamp()
   where n.id = p_notification_id and n.user_id = v_user and n.opened_at is null;

@@ -50,7 +50,8 @@ begin
   where d.ctid = any (array(
     select q.ctid from herald.device_token as q
     where q.last_seen_at < p_now - v_setting.token_retention
-    limit p_batch));
+    limit p_batch
+    for update skip locked));
   get diagnostics v_rows = row_count;
   return v_more or v_rows = p_batch;
 end

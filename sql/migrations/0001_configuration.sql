@@ -20,10 +20,11 @@ comment on table herald.migration is
 
 create table herald.shipped_function (
   signature text primary key,
-  fingerprint text not null
+  fingerprint text not null,
+  grantees text[] not null
 );
 comment on table herald.shipped_function is
-  'Fingerprints of the functions as `pgherald migrate` left them: a check compares them with what is there now.';
+  'The functions as `pgherald migrate` left them, and who of our roles may call them: checks compare that with what is there now.';
 
 create table herald.setting (
   only_row boolean primary key default true constraint setting_only_row check (only_row),
@@ -87,7 +88,6 @@ create table herald.scenario (
   started_at timestamptz not null default now(),
   paused_at timestamptz,
   held_at timestamptz,
-  held_prompts integer,
   hold_released boolean not null default false,
   catch_up_from timestamptz,
   created_at timestamptz not null default now(),
@@ -110,7 +110,7 @@ comment on column herald.scenario.evaluated_through is 'The scheduled run has ha
 comment on column herald.scenario.evaluated_from is 'Nothing due at or before this is ever sent: kept by a trigger, moved back with evaluated_through.';
 comment on column herald.scenario.started_at is 'When the scenario was created, enabled again, or set back: expires_after counts from here for what was due before.';
 comment on column herald.scenario.paused_at is 'Since when its prompts wait; null: running. Evaluation goes on.';
-comment on column herald.scenario.held_at is 'Since when max_prompts_per_run holds it; null: not held.';
+comment on column herald.scenario.held_at is 'Since when max_prompts_per_run holds it; null: not held. How many it would have made is in herald.evaluation_run, not here: a coordinator reads this row, and may not learn the number of people in other chapters.';
 comment on column herald.scenario.catch_up_from is 'A run for touched users failed or was held: the next scheduled run starts from here; null: nothing missed.';
 create index scenario_scenario_type on herald.scenario (scenario_type);
 create index scenario_scope on herald.scenario (organisation_id, chapter_id);

@@ -16,10 +16,11 @@ begin
 end
 $$;
 
--- Coordinators configure; the policies that say which rows are theirs are in functions/15_coordinators.sql.
+-- Coordinators configure; the policies that say which rows are theirs are in functions/15_coordinators.sql. The database
+-- chooses scenario_id: who could choose it would learn from the primary key which ids exist in other chapters.
 grant select on herald.scenario, herald.scenario_type to authenticated;
 grant delete on herald.scenario to authenticated;
-grant insert (scenario_id, scenario_type, organisation_id, chapter_id, name, params, title_key, body_key, presentation, devices, cooldown,
+grant insert (scenario_type, organisation_id, chapter_id, name, params, title_key, body_key, presentation, devices, cooldown,
   quiet_from, quiet_until, mode, canary_percent, priority, jitter, expires_after, on_unknown, max_prompts_per_run) on herald.scenario to authenticated;
 grant update (scenario_type, organisation_id, chapter_id, name, params, title_key, body_key, presentation, devices, cooldown,
   quiet_from, quiet_until, mode, canary_percent, priority, jitter, expires_after, on_unknown, max_prompts_per_run) on herald.scenario to authenticated;
