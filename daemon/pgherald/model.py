@@ -70,6 +70,7 @@ class Code(StrEnum):
     BAD_ANSWER = "BAD_ANSWER"  # an answer that is not FCM's: cut, not HTTP, not JSON, a proxy's page
     NOT_CONNECTED = "NOT_CONNECTED"  # no byte of the request left: refused, DNS, TLS, no free connection in time
     NO_OAUTH_TOKEN = "NO_OAUTH_TOKEN"  # no access token to send with, so nothing was sent
+    LEASE_EXPIRED = "LEASE_EXPIRED"  # this process slept past its claim, so nothing was sent
     OTHER = "OTHER"
 
 
@@ -113,6 +114,14 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """A device that FCM called invalid, and the code it gave."""
+
+    device: Device
+    error_code: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One claimed row of the outbox, with everything needed to send it.
 
@@ -148,7 +157,7 @@ class Sent:
 
     message_name: str
     device_id: DeviceId
-    revoked: tuple[Device, ...] = ()
+    revoked: tuple[Revoked, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +170,7 @@ class TokenRevoked:
     """Every device of the person was found invalid; FCM accepted nothing."""
 
     error_code: str
-    revoked: tuple[Device, ...]
+    revoked: tuple[Revoked, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +180,7 @@ class Failed:
     error_code: str
     transient: bool
     retry_after: float | None = None
-    revoked: tuple[Device, ...] = ()
+    revoked: tuple[Revoked, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +188,7 @@ class Unknown:
     """Nobody can tell whether FCM accepted the push; it is not sent again by default."""
 
     error_code: str
-    revoked: tuple[Device, ...] = ()
+    revoked: tuple[Revoked, ...] = ()
 
 
 DispatchResult: TypeAlias = Sent | NoToken | TokenRevoked | Failed | Unknown

@@ -228,8 +228,8 @@ def installed_version(connection: psycopg.Connection) -> int | None:
 def check_for_daemon(conninfo: str) -> int:
     """Refuse a database that a daemon of this version cannot work with; returns the schema's version.
 
-    Raises ConfigError: no connection, no schema, no right to use it, an older schema, or a newer one that broke with this
-    program. A newer one whose migrations are all compatible is fine.
+    Raises ConfigError: no connection, no schema, no right to use it, an older schema, or a newer one that broke with
+    this program. A newer one whose migrations are all compatible is fine.
     """
     shipped = shipped_version()
     with connect(conninfo) as connection:
@@ -242,18 +242,21 @@ def check_for_daemon(conninfo: str) -> int:
         except psycopg.errors.InsufficientPrivilege:
             user = connection.info.user
             raise ConfigError(
-                f'the role "{user}" may not use pgherald; as the role that ran `pgherald migrate`: grant herald_daemon to "{user}"'
+                f'the role "{user}" may not use pgherald; as the role that ran `pgherald migrate`: '
+                f'grant herald_daemon to "{user}"'
             ) from None
         except psycopg.Error as error:
             raise ConfigError(f"the database would not tell its version: {type(error).__name__}") from None
     version, breaking = row if row else (0, False)
     if version < shipped:
         raise ConfigError(
-            f"the schema in the database is version {version}, older than this program's {shipped}: run `pgherald migrate`"
+            f"the schema in the database is version {version}, older than this program's {shipped}: "
+            "run `pgherald migrate`"
         )
     if breaking:
         raise ConfigError(
-            f"the schema in the database is version {version}, which this program (made for {shipped}) does not understand: upgrade pgherald"
+            f"the schema in the database is version {version}, which this program (made for {shipped}) does not know: "
+            "upgrade pgherald"
         )
     return int(version)
 

@@ -127,3 +127,17 @@ $$;
 comment on function herald.work_waiting is 'Whether there is anything to evaluate or to claim now, when next, and the oldest transaction still running.';
 revoke all on function herald.work_waiting from public;
 grant execute on function herald.work_waiting to herald_daemon;
+
+-- Asked by a daemon before it claims anything: p_program is the version that it was made for.
+create or replace function herald.schema_version(p_program integer)
+returns table (version integer, breaking boolean)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select max(m.version), coalesce(bool_or(not m.compatible) filter (where m.version > p_program), false)
+  from herald.migration as m;
+$$;
+comment on function herald.schema_version is
+  'The schema''s version, and whether a migration after p_program breaks programs that do not know it.';
+revoke all on function herald.schema_version from public;
+grant execute on function herald.schema_version to herald_daemon, herald_reader;

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgherald.errors import ConfigError, HeraldError, UsageError
-from pgherald.model import Code, Device, DeviceId, Platform, Sent, Token, TokenKind, TokenRevoked
+from pgherald.model import Code, Device, DeviceId, Platform, Revoked, Sent, Token, TokenKind, TokenRevoked
 
 SECRET = "dQw4w9WgXcQ:APA91bH-secret"
 DEVICE = Device(
@@ -28,8 +28,8 @@ DEVICE = Device(
         str(DEVICE.token),
         f"{DEVICE.token!r:>20}",
         "%s" % DEVICE.token,  # noqa: UP031 - the old way of formatting must not show it either
-        repr(Sent("projects/p/messages/1", DEVICE.device_id, (DEVICE,))),
-        repr(TokenRevoked("UNREGISTERED", (DEVICE,))),
+        repr(Sent("projects/p/messages/1", DEVICE.device_id, (Revoked(DEVICE, "UNREGISTERED"),))),
+        repr(TokenRevoked("UNREGISTERED", (Revoked(DEVICE, "UNREGISTERED"),))),
         repr([{DEVICE.token: DEVICE}]),
     ],
 )

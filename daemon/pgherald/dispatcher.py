@@ -1,0 +1,310 @@
+"""From a claimed prompt to its outcome: at most one accepted push each, many at once, and a record of every one.
+
+`PushNotificationDispatcher` is what the daemon runs on, and what a program of one's own may use with dependencies of
+its own: `dispatch` sends one prompt and says what became of it, `dispatch_prompts` sends a batch and writes the
+records, `evaluate_and_dispatch` decides for one person first. A prompt that comes in here has been claimed, and the
+claim committed, before; nothing here decides who is due, and no transaction is open while FCM is asked.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from random import Random
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
+
+import anyio
+
+from pgherald.backoff import retry_delay
+from pgherald.log import log, token_tag
+from pgherald.message import MessageError, UnsendableToken, build_message
+from pgherald.model import (
+    Code,
+    DispatchSummary,
+    Failed,
+    NoToken,
+    Revoked,
+    Sent,
+    TokenRevoked,
+    Unknown,
+)
+from pgherald.outcome import Accepted, Rejected, TokenInvalid, Unsure
+from pgherald.recorder import Outcome
+from pgherald.spool import Entry
+from pgherald.store import Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from pgherald.metrics import Metrics
+    from pgherald.model import Device, DispatchResult, Prompt, PromptId, UserId
+    from pgherald.outcome import Answer
+    from pgherald.pacing import Pacing
+    from pgherald.recorder import Recorder
+    from pgherald.store import Claimed
+
+LEASE_DEADLINES: Final = 4.0
+"""A claim is good for so many send deadlines: a first send, and a few more devices or a fresh OAuth token after it."""
+
+GATHER_SECONDS: Final = 0.005
+"""How long a claim may wait for more free slots while some are free."""
+
+NO_DEVICE_TOKEN: Final = "no_device_token"
+
+
+class Sender(Protocol):
+    """The way to FCM: `pgherald.fcm.FcmClient`."""
+
+    async def send(self, message: bytes, deadline: float) -> Answer:
+        """Send once, before `deadline` (time.monotonic()); never raises but for cancellation."""
+        ...
+
+
+class Claims(Protocol):
+    """What `evaluate_and_dispatch` asks of the database: `pgherald.store.Store`."""
+
+    async def evaluate_person(self, user_id: UserId, scenario_type: str) -> list[PromptId]: ...
+
+    async def claim_prompts(self, owner: str, prompts: Sequence[PromptId], lease: timedelta) -> Claimed: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchConfig:
+    """Times in seconds. `owner` names who claims, in `herald.prompt.owner`."""
+
+    owner: str = "pgherald"
+    max_in_flight: int = 10
+    send_deadline: float = 3.0
+
+    @property
+    def lease(self) -> timedelta:
+        """How long a claim is good for; nothing is sent after it."""
+        return timedelta(seconds=self.send_deadline * LEASE_DEADLINES)
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What `evaluate_and_dispatch` works with."""
+
+    claims: Claims
+    dispatcher: PushNotificationDispatcher
+
+
+async def evaluate_and_dispatch(
+    user_id: UserId, scenario_type: str, config: DispatchConfig, deps: Dependencies
+) -> DispatchSummary:
+    """Evaluate the scenarios of one type for one person now, and send what is due: zeros when nothing is."""
+    prompts = await deps.claims.evaluate_person(user_id, scenario_type)
+    if not prompts:
+        return DispatchSummary(0, 0, 0)
+    claimed = await deps.claims.claim_prompts(config.owner, prompts, config.lease)
+    return await deps.dispatcher.dispatch_prompts(claimed.prompts)
+
+
+class PushNotificationDispatcher:
+    """Sends claimed prompts, at most `config.max_in_flight` at once, over all calls together."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        recorder: Recorder,
+        pacing: Pacing,
+        metrics: Metrics,
+        config: DispatchConfig,
+        *,
+        rng: Random | None = None,
+    ) -> None:
+        self._sender = sender
+        self._recorder = recorder
+        self._pacing = pacing
+        self._metrics = metrics
+        self._config = config
+        self._rng = rng or Random()
+        self._slots = anyio.CapacityLimiter(config.max_in_flight)
+        self._expected = 0
+        self._under_way = 0
+        self._freed = anyio.Event()
+
+    def expect(self, count: int) -> None:
+        """Count prompts as under way that `dispatch_prompts` is going to be called with."""
+        self._expected += count
+
+    async def wait_free(self) -> int:
+        """How many prompts may be claimed without one of them waiting; waits until it is one at least.
+
+        For a moment it waits for a quarter of all, so that under load claims come in batches.
+        """
+        with anyio.move_on_after(GATHER_SECONDS):
+            while self._free() < max(1, self._config.max_in_flight // 4):
+                self._freed = anyio.Event()
+                await self._freed.wait()
+        while self._free() < 1:
+            self._freed = anyio.Event()
+            await self._freed.wait()
+        return self._free()
+
+    def _free(self) -> int:
+        return self._config.max_in_flight - self._expected - self._under_way
+
+    async def dispatch_prompts(self, prompts: Sequence[Prompt]) -> DispatchSummary:
+        """Send a batch and write its records: one failure never stops the rest, and nothing is raised but cancellation.
+
+        Prompts that a cancellation finds unsent are given back; one that it finds on its way is unknown.
+        """
+        if not prompts:
+            return DispatchSummary(0, 0, 0)
+        self._expected = max(0, self._expected - len(prompts))
+        self._under_way += len(prompts)
+        results: list[DispatchResult] = []
+        async with anyio.create_task_group() as tasks:
+            for prompt in prompts:
+                tasks.start_soon(self._dispatch_and_record, prompt, results)
+        return summarise(results)
+
+    async def dispatch(self, payload: Prompt) -> DispatchResult:
+        """Send one prompt, to the person's latest device or to all; nothing is written but metrics.
+
+        A device that FCM calls invalid is named in `revoked` of the result and the next one tried.
+        """
+        if not payload.devices:
+            return NoToken()
+        revoked: list[Revoked] = []
+        accepted: Sent | None = None
+        doubt: Unknown | None = None
+        failure: Failed | None = None
+        for device in payload.devices:
+            answer = await self._ask(payload, device)
+            match answer:
+                case Accepted(name):
+                    accepted = accepted or Sent(name, device.device_id)
+                case Unsure(code):
+                    doubt = doubt or Unknown(code)
+                case Rejected(code, transient, retry_after, _):
+                    failure = failure or Failed(code, transient, retry_after)
+                case TokenInvalid(code):
+                    if self._pacing.may_revoke(time.monotonic(), code):
+                        revoked.append(Revoked(device, code))
+                        continue
+                    failure = failure or Failed(code, transient=True)
+                case _:
+                    assert_never(answer)
+            if not payload.all_devices:
+                break
+        gone = tuple(revoked)
+        if accepted is not None:
+            return Sent(accepted.message_name, accepted.device_id, gone)
+        if doubt is not None:
+            return Unknown(doubt.error_code, gone)
+        if failure is not None:
+            return Failed(failure.error_code, failure.transient, failure.retry_after, gone)
+        return TokenRevoked(gone[-1].error_code, gone)
+
+    async def _ask(self, prompt: Prompt, device: Device) -> Answer:
+        """One request for one device, if there is still time for it and its platform is not paused."""
+        now = time.monotonic()
+        if device.platform not in self._pacing.platforms(now):
+            return Rejected(Code.THIRD_PARTY_AUTH_ERROR, transient=True)
+        passed = now - prompt.claimed_mono
+        expires_in = (prompt.expires_at - prompt.claimed_at).total_seconds() - passed
+        try:
+            message = build_message(prompt, device, ttl_seconds=int(expires_in), expires_at=prompt.expires_at)
+        except UnsendableToken:
+            return TokenInvalid(Code.INVALID_ARGUMENT)
+        except MessageError:
+            return Rejected(Code.INVALID_ARGUMENT, transient=False)
+        if passed + self._config.send_deadline > self._config.lease.total_seconds():
+            # This process slept: others may have given the prompt up by now, so it must not go out any more.
+            return Rejected(Code.LEASE_EXPIRED, transient=True)
+        self._metrics.in_flight.inc()
+        try:
+            answer = await self._sender.send(message, now + self._config.send_deadline)
+        finally:
+            self._metrics.in_flight.inc(by=-1)
+        after = time.monotonic()
+        self._metrics.send_seconds.observe(after - now)
+        self._metrics.fcm_responses_total.inc(Code.OK if isinstance(answer, Accepted) else answer.code)
+        self._pacing.on_answer(answer, device.platform, after)
+        if isinstance(answer, TokenInvalid):
+            log.debug("token_invalid", device_id=device.device_id, token_tag=token_tag(device.token.reveal()))
+        return answer
+
+    async def _dispatch_and_record(self, prompt: Prompt, results: list[DispatchResult]) -> None:
+        """One prompt from its slot to its record; the program's one broad except is here."""
+        started = False
+        result: DispatchResult | None = None
+        try:
+            async with self._slots:
+                started = True
+                result = await self.dispatch(prompt)
+        except Exception as error:  # noqa: BLE001 - whatever it was, this prompt ends here and the others go on
+            log.crash(error, "dispatch_crashed", prompt_id=prompt.prompt_id)
+            result = Unknown(Code.OTHER)
+        finally:
+            self._under_way -= 1
+            self._freed.set()
+            if result is None:
+                # Cancelled: what had not begun is given back, what may be on its way is unknown.
+                with anyio.CancelScope(shield=True):
+                    if started:
+                        await self._recorder.record(self._outcome(prompt, Unknown(Code.CONNECTION_LOST)))
+                    else:
+                        await self._recorder.record(release(prompt))
+        results.append(result)
+        with anyio.CancelScope(shield=True):
+            await self._recorder.record(self._outcome(prompt, result))
+
+    def _outcome(self, prompt: Prompt, result: DispatchResult) -> Outcome:
+        """What to write for a result; times are the database's clock, whatever this machine's says."""
+        at = database_time(prompt)
+        match result:
+            case Sent(name, device_id, revoked):
+                self._metrics.due_to_sent_seconds.observe((at - prompt.due_at).total_seconds())
+                return Outcome(
+                    Settlement(prompt.prompt_id, prompt.epoch, "sent", at, device_id=device_id, message_name=name),
+                    prompt.scenario_type,
+                    revoked,
+                    Entry(prompt.prompt_id, prompt.epoch, prompt.notification_id, device_id, name, at),
+                )
+            case NoToken():
+                settlement = Settlement(prompt.prompt_id, prompt.epoch, "skipped", at, NO_DEVICE_TOKEN)
+                return Outcome(settlement, prompt.scenario_type)
+            case TokenRevoked(code, revoked):
+                settlement = Settlement(prompt.prompt_id, prompt.epoch, "failed", at, code)
+                return Outcome(settlement, prompt.scenario_type, revoked)
+            case Failed(code, transient, retry_after, revoked):
+                retry_at = at + timedelta(seconds=retry_delay(prompt.attempt, retry_after, rng=self._rng))
+                again = transient and retry_at < prompt.expires_at
+                settlement = Settlement(
+                    prompt.prompt_id,
+                    prompt.epoch,
+                    "retry" if again else "failed",
+                    at,
+                    code,
+                    retry_at if again else None,
+                )
+                return Outcome(settlement, prompt.scenario_type, revoked)
+            case Unknown(code, revoked):
+                settlement = Settlement(prompt.prompt_id, prompt.epoch, "unknown", at, code)
+                return Outcome(settlement, prompt.scenario_type, revoked)
+            case _:
+                assert_never(result)
+
+
+def release(prompt: Prompt) -> Outcome:
+    """Give a prompt back that nothing was sent for: ready again at once, as if it had not been claimed."""
+    at = database_time(prompt)
+    return Outcome(Settlement(prompt.prompt_id, prompt.epoch, "release", at, retry_at=at), prompt.scenario_type)
+
+
+def database_time(prompt: Prompt) -> datetime:
+    """Now, by the database's clock at the claim and this machine's monotonic one since."""
+    return prompt.claimed_at + timedelta(seconds=time.monotonic() - prompt.claimed_mono)
+
+
+def summarise(results: Sequence[DispatchResult]) -> DispatchSummary:
+    """Count the results of a batch."""
+    dispatched = sum(isinstance(result, Sent) for result in results)
+    skipped = sum(isinstance(result, NoToken) for result in results)
+    return DispatchSummary(dispatched, len(results) - dispatched - skipped, skipped)

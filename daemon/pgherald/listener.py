@@ -1,0 +1,97 @@
+"""The ear at the door: LISTEN on a connection of its own, and the doorbell that wakes the worker.
+
+The socket is read without waiting for anybody: a notification only sets the bell. A heartbeat of a few seconds asks the
+server whether this very session still listens, which finds out half-open connections, poolers and failovers alike.
+Between losing the connection and having it back the worker finds its work by polling. Run by the service.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum, unique
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from pgherald.backoff import reconnect_delay
+from pgherald.log import describe_exception, log
+from pgherald.store import STORE_ERRORS, Ear
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from pgherald.exporter import Health
+    from pgherald.metrics import Metrics
+
+CHANNEL: Final = "herald"
+
+HEARTBEAT: Final = 4.0
+"""Seconds between two proofs that the session still listens; a dead one is noticed in twice that."""
+
+
+@unique
+class Wakeup(StrEnum):
+    """Why the worker looks for work."""
+
+    NOTIFY = "notify"
+    POLL = "poll"
+    RECONNECT = "reconnect"
+
+
+class Doorbell:
+    """Rung from anywhere on the event loop, heard by the one worker; several rings are one."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._source: Wakeup | None = None
+
+    def ring(self, source: Wakeup) -> None:
+        """Wake the worker, now or as soon as it waits."""
+        self._source = self._source or source
+        self._event.set()
+
+    async def wait(self, seconds: float) -> Wakeup:
+        """Sleep until rung, or for `seconds`; says which."""
+        with anyio.move_on_after(seconds):
+            await self._event.wait()
+        source, self._source = self._source, None
+        self._event = anyio.Event()
+        return source or Wakeup.POLL
+
+
+class Listener:
+    """Keeps one session listening, for ever."""
+
+    def __init__(
+        self, conninfo: str, bell: Doorbell, metrics: Metrics, health: Health, *, rng: Random | None = None
+    ) -> None:
+        self._conninfo = conninfo
+        self._bell = bell
+        self._metrics = metrics
+        self._health = health
+        self._rng = rng or Random()
+        self.heard = anyio.Event()  # set once it listens for the first time
+
+    async def run(self) -> NoReturn:
+        """Connect, LISTEN, ring (whatever was said meanwhile is in the tables), then hear; again after each loss."""
+        failures = 0
+        while True:
+            try:
+                async with Ear.open(self._conninfo, CHANNEL) as ear:
+                    failures = 0
+                    self._metrics.listener_up.set(1)
+                    self._health.clear("listener_down")
+                    log.info("listening", channel=CHANNEL, pid=ear.pid)
+                    self.heard.set()
+                    self._bell.ring(Wakeup.RECONNECT)
+                    while True:
+                        if await ear.hear(HEARTBEAT):
+                            self._bell.ring(Wakeup.NOTIFY)
+            except (*STORE_ERRORS, TimeoutError, OSError) as error:
+                failures += 1
+                self._metrics.listener_up.set(0)
+                self._metrics.listener_reconnects_total.inc()
+                self._health.set_degraded("listener_down")
+                if failures in (1, 5) or failures % 30 == 0:
+                    log.warning("listener_lost", failures=failures, exception=describe_exception(error))
+            await anyio.sleep(reconnect_delay(max(failures, 1), self._rng))

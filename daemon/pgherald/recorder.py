@@ -1,0 +1,200 @@
+"""From outcomes to records: the spool first where FCM accepted, then the database, for as long as it takes.
+
+`Recorder.record` is called by the dispatcher for every claimed prompt, exactly once. Whoever comes while a batch is
+being written waits for the next one, so batches grow with the load. A record that could not be written is owed: it is
+told about once, with what a person needs to find it, and written again and again by `run` until it is in. The push
+itself is never repeated here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Final, Protocol
+
+import anyio
+
+from pgherald.backoff import reconnect_delay
+from pgherald.log import describe_exception, log
+from pgherald.spool import Entry, SpoolFailed
+from pgherald.store import PASSING_ERRORS, STORE_ERRORS, Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import NoReturn
+
+    from pgherald.log import Field
+    from pgherald.metrics import Metrics
+    from pgherald.model import DeviceId, PromptId, Revoked
+    from pgherald.store import Settled
+
+BATCH_MAX: Final = 500
+"""Outcomes written in one transaction at most."""
+
+
+class Ledger(Protocol):
+    """Where outcomes are written: `pgherald.store.Store`."""
+
+    async def settle(
+        self, settlements: Sequence[Settlement], revoked: Sequence[Revoked] = ()
+    ) -> tuple[Mapping[PromptId, Settled], Mapping[DeviceId, str]]: ...
+
+
+class Journal(Protocol):
+    """Where acceptances are kept until their record is in: `pgherald.spool.Spool`."""
+
+    async def append(self, entries: Sequence[Entry]) -> None: ...
+
+    async def done(self, ids: Iterable[PromptId]) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class Outcome:
+    """One settlement on its way; `entry` is there if FCM accepted, `written` once the database has it."""
+
+    settlement: Settlement
+    scenario_type: str
+    revoked: tuple[Revoked, ...] = ()
+    entry: Entry | None = None
+    written: bool = False
+    tried: bool = False
+
+
+class Recorder:
+    """Writes outcomes, in batches, and keeps what it owes."""
+
+    def __init__(self, ledger: Ledger, journal: Journal, metrics: Metrics, *, rng: Random | None = None) -> None:
+        self._ledger = ledger
+        self._journal = journal
+        self._metrics = metrics
+        self._rng = rng or Random()
+        self._queue: list[Outcome] = []
+        self._owed: list[Outcome] = []
+        self._turn = anyio.Lock()
+        self._owing = anyio.Event()
+
+    @property
+    def owed(self) -> int:
+        """Outcomes that the database would not take yet."""
+        return len(self._owed)
+
+    async def record(self, outcome: Outcome) -> bool:
+        """Write one outcome; True once it is in the database, False if it is owed and `run` goes on trying."""
+        if outcome.entry is not None:
+            try:
+                await self._journal.append([outcome.entry])
+            except SpoolFailed as error:
+                # The push was accepted and is known only here: the record itself is now what saves it.
+                log.critical("spool_failed", **_details(outcome), reason=error.code)
+        self._queue.append(outcome)
+        async with self._turn:
+            if not outcome.tried:
+                await self._write_batch()
+        return outcome.written
+
+    async def replay(self, entries: Sequence[Entry]) -> None:
+        """Write the records of acceptances that an earlier run left in the spool; returns when all are in or owed."""
+        for start in range(0, len(entries), BATCH_MAX):
+            self._queue += [Outcome(_accepted(entry), "", entry=entry) for entry in entries[start : start + BATCH_MAX]]
+            async with self._turn:
+                await self._write_batch()
+
+    async def run(self) -> NoReturn:
+        """Pay what is owed, for ever."""
+        failures = 0
+        while True:
+            if not self._owed:
+                failures = 0
+                self._owing = anyio.Event()
+                await self._owing.wait()
+            failures += 1
+            await anyio.sleep(reconnect_delay(failures, self._rng))
+            await self.pay()
+
+    async def pay(self) -> None:
+        """Try once more to write all that is owed."""
+        async with self._turn:
+            self._queue, self._owed = self._owed + self._queue, []
+            while self._queue and not self._owed:
+                await self._write_batch()
+            self._owed += self._queue
+            self._queue = []
+
+    async def _write_batch(self) -> None:
+        """Write the queue's front; shielded, for a batch that is under way is not left to chance."""
+        batch, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._write(batch)
+            except PASSING_ERRORS as error:
+                self._owe(batch, error)
+            except STORE_ERRORS as error:
+                if len(batch) == 1:
+                    self._owe(batch, error)
+                    return
+                # One of them is what the database cannot take: it must not keep the others back.
+                for outcome in batch:
+                    try:
+                        await self._write([outcome])
+                    except STORE_ERRORS as own:
+                        self._owe([outcome], own)
+
+    async def _write(self, batch: Sequence[Outcome]) -> None:
+        settled, gone = await self._ledger.settle(
+            [outcome.settlement for outcome in batch], [each for outcome in batch for each in outcome.revoked]
+        )
+        for outcome in batch:
+            outcome.tried = outcome.written = True
+            mine = settled.get(outcome.settlement.prompt_id)
+            if mine is not None and mine.applied:
+                self._count(outcome, mine)
+        for reason in gone.values():
+            self._metrics.tokens_revoked_total.inc(reason)
+        await self._journal.done([outcome.entry.prompt_id for outcome in batch if outcome.entry is not None])
+
+    def _count(self, outcome: Outcome, settled: Settled) -> None:
+        said = outcome.settlement.outcome
+        if said != "release" and outcome.scenario_type:
+            self._metrics.prompts_total.inc(outcome.scenario_type, "failed" if said == "retry" else said)
+        log.debug(
+            "prompt_settled",
+            prompt_id=outcome.settlement.prompt_id,
+            outcome=said,
+            status=settled.status,
+            error_code=outcome.settlement.error,
+        )
+
+    def _owe(self, batch: Sequence[Outcome], error: BaseException) -> None:
+        for outcome in batch:
+            if not outcome.tried:
+                outcome.tried = True
+                say = log.critical if outcome.entry is not None else log.error
+                say("record_failed", **_details(outcome), exception=describe_exception(error))
+        self._owed += batch
+        self._owing.set()
+
+
+def _details(outcome: Outcome) -> dict[str, Field]:
+    """What a person needs to write the record by hand."""
+    settlement = outcome.settlement
+    return {
+        "prompt_id": settlement.prompt_id,
+        "epoch": settlement.epoch,
+        "notification_id": outcome.entry.notification_id if outcome.entry is not None else None,
+        "outcome": settlement.outcome,
+        "error_code": settlement.error,
+        "message_name": settlement.message_name,
+        "device_id": settlement.device_id,
+        "dispatched_at": settlement.at,
+    }
+
+
+def _accepted(entry: Entry) -> Settlement:
+    return Settlement(
+        entry.prompt_id,
+        entry.epoch,
+        "sent",
+        entry.dispatched_at,
+        device_id=entry.device_id,
+        message_name=entry.message_name,
+    )

@@ -1,0 +1,195 @@
+"""What happens by the clock: scheduled evaluation where pg_cron does not do it, the sweep, retention, and measuring.
+
+Every daemon sweeps and measures; the schedule itself is run by one of them, whoever holds its advisory lock, so it
+moves within seconds when that daemon dies. Run by the service.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from pgherald.config import Scheduler as Mode
+from pgherald.listener import Wakeup
+from pgherald.log import describe_exception, log
+from pgherald.store import STORE_ERRORS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
+
+    from pgherald.dispatcher import DispatchConfig
+    from pgherald.exporter import Health
+    from pgherald.listener import Doorbell
+    from pgherald.metrics import Metrics
+    from pgherald.oauth import OAuth
+    from pgherald.pacing import Pacing
+    from pgherald.recorder import Recorder
+    from pgherald.spool import Spool
+    from pgherald.store import Locks, State, Store
+
+EVALUATE_SECONDS: Final = 60.0
+"""How often all scenarios are evaluated, as pg_cron's job does."""
+
+CRON_SILENCE: Final = timedelta(seconds=150)
+"""Without a scheduled run for so long, pg_cron is taken to be gone, and the daemon runs the schedule itself."""
+
+SWEEP_SECONDS: Final = 2.5
+MEASURE_SECONDS: Final = 5.0
+MAINTAIN_SECONDS: Final = 86_400.0
+
+
+@dataclass(slots=True)
+class _Clock:
+    """When a recurring duty is next due, by the monotonic clock."""
+
+    period: float
+    due: float = 0.0
+
+    def strikes(self, now: float) -> bool:
+        if now < self.due:
+            return False
+        self.due = now + self.period
+        return True
+
+
+class Scheduler:
+    """The clockwork of one daemon."""
+
+    def __init__(
+        self,
+        store: Store,
+        locks: Locks,
+        bell: Doorbell,
+        recorder: Recorder,
+        pacing: Pacing,
+        spool: Spool,
+        oauth: OAuth,
+        metrics: Metrics,
+        health: Health,
+        config: DispatchConfig,
+        mode: Mode,
+    ) -> None:
+        self._store = store
+        self._locks = locks
+        self._bell = bell
+        self._recorder = recorder
+        self._pacing = pacing
+        self._spool = spool
+        self._oauth = oauth
+        self._metrics = metrics
+        self._health = health
+        self._config = config
+        self._mode = mode
+        self._cron: bool | None = None
+        self._last_run: int | None = None
+        self._last_evaluation: datetime | None = None
+        self._started = time.monotonic()
+        self._evaluate = _Clock(EVALUATE_SECONDS)
+        self._sweep = _Clock(SWEEP_SECONDS)
+        self._measure = _Clock(MEASURE_SECONDS)
+        self._maintain = _Clock(MAINTAIN_SECONDS, time.monotonic() + MAINTAIN_SECONDS / 24)
+
+    async def run(self) -> NoReturn:
+        """Do each duty when it is due, for ever; what the database would not let through is tried the next time."""
+        while True:
+            now = time.monotonic()
+            try:
+                if self._sweep.strikes(now):
+                    await self._sweep_lost()
+                if self._measure.strikes(now):
+                    await self._take_measure()
+                if await self._is_mine():
+                    if self._evaluate.strikes(now):
+                        await self._evaluate_all()
+                    if self._maintain.strikes(now):
+                        await self._maintain_tables()
+            except (*STORE_ERRORS, TimeoutError) as error:
+                log.debug("duty_put_off", exception=describe_exception(error))
+            if self._spool.failing and await self._spool.probe():
+                self._bell.ring(Wakeup.POLL)
+            self._measure_here()
+            await anyio.sleep(1.0)
+
+    async def _is_mine(self) -> bool:
+        """Whether this daemon runs the schedule now."""
+        match self._mode:
+            case Mode.OFF:
+                return False
+            case Mode.AUTO if await self._cron_works():
+                return False
+            case _:
+                return await self._locks.lead()
+
+    async def _cron_works(self) -> bool:
+        """Whether pg_cron is there and not silent. Its tables are not for this role; the runs it makes are evidence."""
+        if self._cron is None:
+            self._cron = await self._store.has_cron()
+            log.info("scheduler_chosen", scheduler="pg_cron" if self._cron else "internal")
+        if not self._cron:
+            return False
+        last = self._last_evaluation
+        if last is not None and datetime.now(UTC) - last < CRON_SILENCE:
+            return True
+        return time.monotonic() - self._started < CRON_SILENCE.total_seconds()
+
+    async def _evaluate_all(self) -> None:
+        runs = await self._store.evaluate()
+        for run in runs:
+            if run.error is not None:
+                log.error("evaluation_failed", scenario_id=run.scenario_id, source="schedule")
+        if any(run.prompts for run in runs):
+            self._bell.ring(Wakeup.POLL)
+        log.debug("evaluated", count=len(runs), prompts=sum(run.prompts for run in runs))
+
+    async def _sweep_lost(self) -> None:
+        for prompt_id, scenario_type, status in await self._store.sweep(timedelta(seconds=self._config.send_deadline)):
+            self._metrics.prompts_total.inc(scenario_type, "unknown")
+            log.error(
+                "prompt_unknown", prompt_id=prompt_id, scenario_type=scenario_type, status=status, reason="owner_lost"
+            )
+            if status == "ready":
+                self._bell.ring(Wakeup.POLL)
+
+    async def _maintain_tables(self) -> None:
+        while await self._store.maintain():
+            pass
+        log.info("maintained")
+
+    async def _take_measure(self) -> None:
+        state = await self._store.state(self._last_run)
+        for name in state.scenario_types:
+            self._metrics.know_scenario_type(name)
+        for run in state.runs:
+            self._count_run(run)
+        self._last_run = state.last_run or 0
+        self._last_evaluation = state.last_evaluation_at
+        self._tell(state)
+
+    def _count_run(self, run: Mapping[str, Any]) -> None:
+        scenario_type = run["scenario_type"]
+        self._metrics.evaluation_seconds.observe(float(run["seconds"]), scenario_type)
+        for gate, count in run["suppressed"].items():
+            self._metrics.suppressed_total.inc(scenario_type, gate, by=count)
+        if run["failed"]:
+            self._metrics.evaluation_errors_total.inc(scenario_type)
+
+    def _tell(self, state: State) -> None:
+        for status, count in state.prompts.items():
+            self._metrics.prompts.set(count, status)
+        self._metrics.oldest_ready_seconds.set(state.oldest_ready_seconds)
+        self._metrics.paused.set(float(state.paused))
+        self._metrics.scenarios_held.set(state.held)
+        self._metrics.notify_queue_usage_ratio.set(state.notify_queue_usage)
+        if state.last_evaluation_at is not None:
+            self._metrics.last_evaluation_timestamp_seconds.set(state.last_evaluation_at.timestamp())
+
+    def _measure_here(self) -> None:
+        """What this process knows without the database."""
+        self._metrics.oauth_expiry_timestamp_seconds.set(self._oauth.expiry_timestamp)
+        for breaker, is_open in self._pacing.breakers(time.monotonic()).items():
+            self._metrics.breaker_open.set(float(is_open), breaker)

@@ -1,0 +1,466 @@
+"""The database as the daemon sees it: one method for each function of schema `herald` that it calls, and the sessions.
+
+The only Python with SQL in it besides `pgherald.schema`. `Store` works over a pool whose transactions are short and
+never open during HTTP, so it may go through a pooler; `Locks` and `Ear` are direct connections, for what
+belongs to a session. Nothing here decides or retries: psycopg's errors go up to whoever called.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, LiteralString
+from uuid import UUID
+
+import anyio
+import orjson
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from psycopg.types.json import set_json_loads
+from psycopg_pool import AsyncConnectionPool
+
+from pgherald.model import (
+    Device,
+    DeviceId,
+    NotificationId,
+    Platform,
+    Presentation,
+    Prompt,
+    PromptId,
+    ScenarioId,
+    Token,
+    TokenKind,
+    UserId,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from datetime import timedelta
+
+    from pgherald.model import Revoked
+
+#: Advisory locks (classid, objid). AWAKE: held while a daemon looks for work by itself, tested by the trigger of
+#: watched tables; SCHEDULER: held by the one daemon that runs the schedule.
+AWAKE: Final = (1751479908, 1)
+SCHEDULER: Final = (1751479908, 2)
+
+#: How a dead connection is noticed: by TCP within these seconds, whatever the server or the network does.
+KEEPALIVES: Final[Mapping[str, int]] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 9000,
+    "connect_timeout": 5,
+}
+
+#: Errors that say nothing about the rows in hand: the connection, the server's resources, or another transaction.
+PASSING_ERRORS: Final = (psycopg.OperationalError, psycopg.InterfaceError)
+
+#: Whatever the database can answer with.
+STORE_ERRORS: Final = (psycopg.Error,)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A prompt that a claim did not hand out: expired, skipped by a gate, or deferred."""
+
+    prompt_id: PromptId
+    scenario_type: str
+    decision: str
+    gate: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim handed out, and what it decided on the way."""
+
+    prompts: tuple[Prompt, ...]
+    decided: tuple[Decided, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """One outcome to write; `outcome` is sent, failed, skipped, unknown, retry or release (see herald.settle)."""
+
+    prompt_id: PromptId
+    epoch: int
+    outcome: str
+    at: datetime
+    error: str | None = None
+    retry_at: datetime | None = None
+    device_id: DeviceId | None = None
+    message_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What writing an outcome came to: not applied when the claim was settled before; `status` None: no such prompt."""
+
+    applied: bool
+    status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One scenario's evaluation."""
+
+    scenario_id: ScenarioId
+    candidates: int
+    prompts: int
+    suppressed: Mapping[str, int]
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What is to be done now, when the next prompt is due, and the oldest transaction that is still running."""
+
+    touched: bool
+    ready: bool
+    next_not_before: datetime | None
+    oldest_running: int
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the daemon measures between its claims; `runs` are the evaluations since the last time."""
+
+    schema_version: int
+    prompts: Mapping[str, int]
+    oldest_ready_seconds: float
+    paused: bool
+    held: int
+    last_evaluation_at: datetime | None
+    last_run: int | None
+    runs: Sequence[Mapping[str, Any]]
+    scenario_types: Sequence[str]
+    notify_queue_usage: float
+    now: datetime
+
+
+_CLAIM_COLUMNS: Final = (
+    "prompt_id, decision, gate, epoch, notification_id, scenario_id, scenario_type, user_id, activity_ref, "
+    "presentation, title_key, body_key, priority, collapse_key, attempt, due_at, expires_at, claimed_at, all_devices, "
+    "devices"
+)
+
+_CLAIM: Final[LiteralString] = f"select {_CLAIM_COLUMNS} from herald.claim(%s, %s, %s)"
+_CLAIM_PROMPTS: Final[LiteralString] = f"select {_CLAIM_COLUMNS} from herald.claim_prompts(%s, %s, %s)"
+_SETTLE: Final = (
+    "select prompt_id, applied, status from herald.settle(%s::uuid[], %s::bigint[], %s::text[], %s::text[], "
+    "%s::timestamptz[], %s::timestamptz[], %s::uuid[], %s::text[])"
+)
+_REVOKE: Final = "select device_id, reason from herald.revoke_devices(%s::uuid[], %s::timestamptz[], %s::text[])"
+_RUN_COLUMNS: Final = "scenario_id, candidates, prompts, suppressed, extract(epoch from duration)::float8, error"
+
+
+def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
+    set_json_loads(orjson.loads, connection)
+
+
+class Store:
+    """The functions of schema `herald`, over a small pool. Use as an async context manager."""
+
+    def __init__(self, conninfo: str, *, pooled: bool = False, size: int = 4) -> None:
+        """`pooled`: the connection goes through a pooler such as pgbouncer, so nothing is prepared in the session."""
+
+        async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
+            _configure(connection)
+
+        self._pool = AsyncConnectionPool(
+            make_conninfo(conninfo, application_name="pgherald", **KEEPALIVES),
+            min_size=1,
+            max_size=size,
+            open=False,
+            configure=configure,
+            timeout=5.0,
+            max_idle=300.0,
+            reconnect_timeout=30.0,
+            name="pgherald",
+            kwargs={"autocommit": True, "prepare_threshold": None if pooled else 2},
+        )
+
+    async def __aenter__(self) -> Store:
+        await self._pool.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._pool.close(timeout=5.0)
+
+    async def claim(self, owner: str, limit: int, lease: timedelta) -> Claimed:
+        """Claim up to `limit` ready prompts; committed when this returns."""
+        return await self._claim(_CLAIM, (owner, limit, lease))
+
+    async def claim_prompts(self, owner: str, prompts: Sequence[PromptId], lease: timedelta) -> Claimed:
+        """Claim these prompts, as far as they are ready."""
+        return await self._claim(_CLAIM_PROMPTS, (owner, list(prompts), lease))
+
+    async def _claim(self, statement: LiteralString, parameters: tuple[Any, ...]) -> Claimed:
+        before = time.monotonic()
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(statement, parameters, binary=True)
+            rows = await cursor.fetchall()
+        return Claimed(
+            tuple(_prompt(row, before) for row in rows if row[1] == "send"),
+            tuple(Decided(row[0], row[6], row[1], row[2]) for row in rows if row[1] != "send"),
+        )
+
+    async def settle(
+        self, settlements: Sequence[Settlement], revoked: Sequence[Revoked] = ()
+    ) -> tuple[Mapping[PromptId, Settled], Mapping[DeviceId, str]]:
+        """Write outcomes and revoke devices in one transaction; says what each came to, and which devices it was that
+        this call revoked, with the reason."""
+        async with self._pool.connection() as connection, connection.transaction():
+            gone: list[tuple[DeviceId, str]] = []
+            if revoked:
+                cursor = await connection.execute(
+                    _REVOKE,
+                    (
+                        [each.device.device_id for each in revoked],
+                        [each.device.last_seen_at for each in revoked],
+                        [each.error_code for each in revoked],
+                    ),
+                )
+                gone = await cursor.fetchall()
+            cursor = await connection.execute(
+                _SETTLE,
+                (
+                    [s.prompt_id for s in settlements],
+                    [s.epoch for s in settlements],
+                    [s.outcome for s in settlements],
+                    [s.error for s in settlements],
+                    [s.at for s in settlements],
+                    [s.retry_at for s in settlements],
+                    [s.device_id for s in settlements],
+                    [s.message_name for s in settlements],
+                ),
+            )
+            rows = await cursor.fetchall()
+        return {row[0]: Settled(row[1], row[2]) for row in rows}, dict(gone)
+
+    async def evaluate(self) -> list[Run]:
+        """The scheduled run of all scenarios."""
+        return await self._runs(f"select {_RUN_COLUMNS} from herald.evaluate()", ())
+
+    async def evaluate_touched(self, limit: int) -> list[Run]:
+        """Evaluate up to `limit` touched rows' people; no rows when there were none or nobody was due."""
+        return await self._runs(f"select {_RUN_COLUMNS} from herald.evaluate_touched(%s)", (limit,))
+
+    async def _runs(self, statement: LiteralString, parameters: tuple[Any, ...]) -> list[Run]:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(statement, parameters)
+            return [Run(*row) for row in await cursor.fetchall()]
+
+    async def evaluate_person(self, user_id: UserId, scenario_type: str) -> list[PromptId]:
+        """Evaluate the scenarios of one type for one person; the prompts that may be claimed now."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(
+                "select unnest(prompt_ids) from herald.evaluate_person(%s, %s)", (user_id, scenario_type)
+            )
+            return [row[0] for row in await cursor.fetchall()]
+
+    async def sweep(self, grace: timedelta) -> list[tuple[PromptId, str, str]]:
+        """Turn claims whose owner is gone to unknown (or ready): prompt, scenario type, status."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute("select prompt_id, scenario_type, status from herald.sweep(%s)", (grace,))
+            return await cursor.fetchall()
+
+    async def waiting(self) -> Waiting:
+        """Whether there is work, by a few index probes."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(
+                "select touched, ready, next_not_before, oldest_running::text::bigint, now() from herald.work_waiting()"
+            )
+            row = await cursor.fetchone()
+        assert row is not None
+        return Waiting(*row)
+
+    async def state(self, after_run: int | None) -> State:
+        """One row of measurements; evaluation runs after `after_run` (None: no runs, but the number of the last)."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(
+                "select schema_version, prompts, oldest_ready_seconds, paused, held, last_evaluation_at, last_run, "
+                "runs, scenario_types, notify_queue_usage, now from herald.daemon_state(%s)",
+                (after_run,),
+            )
+            row = await cursor.fetchone()
+        assert row is not None
+        return State(*row)
+
+    async def maintain(self, batch: int = 10_000) -> bool:
+        """Delete one batch of what is past its retention; True while there is more."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute("select herald.maintain_batch(now(), %s)", (batch,))
+            row = await cursor.fetchone()
+        return row is not None and bool(row[0])
+
+    async def has_cron(self) -> bool:
+        """Whether pg_cron lives in this database; whether it works shows in the runs."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute("select from pg_catalog.pg_extension where extname = 'pg_cron'")
+            return await cursor.fetchone() is not None
+
+
+def _prompt(row: tuple[Any, ...], claimed_mono: float) -> Prompt:
+    return Prompt(
+        prompt_id=PromptId(row[0]),
+        epoch=row[3],
+        notification_id=NotificationId(row[4]),
+        scenario_id=ScenarioId(row[5]),
+        scenario_type=row[6],
+        user_id=UserId(row[7]),
+        activity_ref=row[8],
+        presentation=Presentation(row[9]),
+        title_key=row[10],
+        body_key=row[11],
+        priority=row[12],
+        collapse_key=row[13],
+        attempt=row[14],
+        due_at=row[15],
+        expires_at=row[16],
+        claimed_at=row[17],
+        all_devices=row[18],
+        devices=tuple(_device(each) for each in row[19]),
+        claimed_mono=claimed_mono,
+    )
+
+
+def _device(row: Mapping[str, Any]) -> Device:
+    return Device(
+        device_id=DeviceId(UUID(row["device_id"])),
+        platform=Platform(row["platform"]),
+        kind=TokenKind(row["kind"]),
+        token=Token(row["token"]),
+        last_seen_at=datetime.fromisoformat(row["last_seen_at"]),
+    )
+
+
+class Locks:
+    """Advisory locks of this daemon, on one direct connection that is made when it is needed. Without the database they
+    are simply not held, which costs speed and never truth: nothing here raises."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._turn = anyio.Lock()
+        self._held: set[tuple[int, int]] = set()
+
+    async def aclose(self) -> None:
+        """Let all go."""
+        connection, self._connection = self._connection, None
+        self._held.clear()
+        if connection is not None:
+            await connection.close()
+
+    async def stay_awake(self) -> None:
+        """Keep writers from ringing, if no other daemon does so already, which serves as well."""
+        await self._take(AWAKE)
+
+    async def fall_asleep(self) -> int | None:
+        """Let writers ring again. The first transaction id not yet handed out then: whoever saw the lock held is
+        below it. None when it was not held."""
+        if AWAKE not in self._held:
+            return None
+        self._held.discard(AWAKE)
+        async with self._turn:
+            try:
+                connection = await self._session()
+                await connection.execute("select pg_catalog.pg_advisory_unlock(%s, %s)", AWAKE)
+                cursor = await connection.execute(
+                    "select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint"
+                )
+                row = await cursor.fetchone()
+            except (*STORE_ERRORS, OSError, TimeoutError):
+                await self._lose()
+                return None
+        return None if row is None else int(row[0])
+
+    async def lead(self) -> bool:
+        """Become, or stay, the one daemon that runs the schedule."""
+        return await self._take(SCHEDULER)
+
+    async def _take(self, lock: tuple[int, int]) -> bool:
+        async with self._turn:
+            try:
+                connection = await self._session()
+                if lock in self._held:
+                    if lock is SCHEDULER:
+                        await connection.execute("select 1")  # the lock is as good as the connection is
+                    return True
+                cursor = await connection.execute("select pg_catalog.pg_try_advisory_lock(%s, %s)", lock)
+                row = await cursor.fetchone()
+            except (*STORE_ERRORS, OSError, TimeoutError):
+                await self._lose()
+                return False
+        if row is not None and row[0]:
+            self._held.add(lock)
+        return lock in self._held
+
+    async def _session(self) -> psycopg.AsyncConnection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._held.clear()
+            self._connection = await _connect(self._conninfo, "pgherald locks")
+        return self._connection
+
+    async def _lose(self) -> None:
+        connection, self._connection = self._connection, None
+        self._held.clear()
+        if connection is not None:
+            await connection.close()
+
+
+class NotListening(psycopg.OperationalError):
+    """The session answers, but LISTEN is not in force: a pooler in transaction mode stands in between."""
+
+
+class Ear:
+    """One direct connection that listens to one channel. Whoever uses it reads it all the time."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any], channel: str) -> None:
+        self._connection = connection
+        self._channel = channel
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, conninfo: str, channel: str) -> AsyncIterator[Ear]:
+        """Connect and LISTEN."""
+        connection = await _connect(conninfo, "pgherald listener")
+        try:
+            await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            yield cls(connection, channel)
+        finally:
+            await connection.close()
+
+    @property
+    def pid(self) -> int:
+        """The backend's process id."""
+        return self._connection.info.backend_pid
+
+    async def hear(self, seconds: float) -> bool:
+        """Wait for a notification, at most so long; without one, make sure that the session still listens.
+
+        Raises NotListening, TimeoutError or a psycopg error when it does not.
+        """
+        async for _ in self._connection.notifies(timeout=seconds, stop_after=1):
+            return True
+        with anyio.fail_after(seconds):
+            cursor = await self._connection.execute(
+                "select %s in (select c.channel from pg_catalog.pg_listening_channels() as c (channel))",
+                (self._channel,),
+            )
+            row = await cursor.fetchone()
+        if row is None or not row[0]:
+            raise NotListening("LISTEN is not in force in this session")
+        return False
+
+
+async def _connect(conninfo: str, name: str) -> psycopg.AsyncConnection[Any]:
+    """A connection of one's own, autocommit, whose death is noticed within seconds."""
+    return await psycopg.AsyncConnection.connect(
+        make_conninfo(conninfo, application_name=name, **KEEPALIVES), autocommit=True
+    )

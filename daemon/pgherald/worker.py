@@ -1,0 +1,178 @@
+"""The loop: evaluate who was touched, claim what is ready, hand it to the dispatcher; else sleep until woken.
+
+Awake, the worker holds an advisory lock that the triggers of watched tables test, so that writers of a busy app never
+queue for NOTIFY's cluster-wide lock. The test comes before the writer's commit: having let the lock go, the worker
+goes on polling, ever more slowly, until every transaction that may have seen it held has ended. Run by the service.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.abc
+
+from pgherald.backoff import reconnect_delay
+from pgherald.listener import Wakeup
+from pgherald.log import describe_exception, log
+from pgherald.store import STORE_ERRORS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
+    from pgherald.exporter import Health
+    from pgherald.listener import Doorbell
+    from pgherald.metrics import Metrics
+    from pgherald.model import Prompt
+    from pgherald.pacing import Pacing
+    from pgherald.recorder import Recorder
+    from pgherald.spool import Spool
+    from pgherald.store import Locks, Store, Waiting
+
+TOUCHED_MAX: Final = 1000
+"""Touched rows evaluated in one transaction."""
+
+FIRST_DOZE: Final = 0.02
+"""Seconds of the first wait after the lock was let go, while older transactions are still running; doubling."""
+
+CLAIM_MAX: Final = 500
+"""Prompts claimed in one transaction at most."""
+
+
+class Worker:
+    """Finds work and hands it out, until told to stop."""
+
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: PushNotificationDispatcher,
+        recorder: Recorder,
+        pacing: Pacing,
+        spool: Spool,
+        bell: Doorbell,
+        locks: Locks,
+        metrics: Metrics,
+        health: Health,
+        config: DispatchConfig,
+        *,
+        poll_interval: float,
+        rng: Random | None = None,
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._recorder = recorder
+        self._pacing = pacing
+        self._spool = spool
+        self._bell = bell
+        self._locks = locks
+        self._metrics = metrics
+        self._health = health
+        self._config = config
+        self._poll_interval = poll_interval
+        self._rng = rng or Random()
+        self._stopping = False
+        self.drained = anyio.Event()  # set once there was nothing left to do for the first time
+
+    def stop(self) -> None:
+        """Claim nothing more; what is under way goes on."""
+        self._stopping = True
+        self._bell.ring(Wakeup.NOTIFY)
+
+    async def run(self) -> None:
+        """Work until `stop`; returns when all that was claimed is settled or owed."""
+        failures = 0
+        async with anyio.create_task_group() as batches:
+            while not self._stopping:
+                try:
+                    plenty = await self._turn(batches)
+                    if not plenty:
+                        waiting = await self._store.waiting()
+                        failures = 0
+                        self._health.clear("database_away")
+                        if self._has_work(waiting):
+                            await self._locks.stay_awake()
+                        else:
+                            self.drained.set()
+                            await self._rest(waiting)
+                except (*STORE_ERRORS, TimeoutError) as error:
+                    failures += 1
+                    self._health.set_unready("database_away")
+                    if failures in (1, 5) or failures % 30 == 0:
+                        log.warning("database_away", failures=failures, exception=describe_exception(error))
+                    await self._bell.wait(reconnect_delay(failures, self._rng))
+
+    async def _turn(self, batches: anyio.abc.TaskGroup) -> bool:
+        """Evaluate and claim once; True if as much was claimed as could be, so that there is surely more."""
+        for run in await self._store.evaluate_touched(TOUCHED_MAX):
+            if run.error is not None:
+                log.error("evaluation_failed", scenario_id=run.scenario_id, source="touched")
+        if self._stopping or not self._may_claim():
+            return False
+        wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
+        allowed = self._pacing.allowance(time.monotonic(), wanted)
+        if allowed == 0:
+            return False
+        claimed = await self._store.claim(self._config.owner, allowed, self._config.lease)
+        self._pacing.give_back(time.monotonic(), allowed - len(claimed.prompts))
+        for decided in claimed.decided:
+            if decided.decision in ("skipped", "expired"):
+                self._metrics.prompts_total.inc(decided.scenario_type, decided.decision)
+        if claimed.prompts:
+            self._dispatcher.expect(len(claimed.prompts))
+            batches.start_soon(self._dispatch, claimed.prompts)
+        return len(claimed.prompts) + len(claimed.decided) == allowed
+
+    def _may_claim(self) -> bool:
+        """Whether what is accepted could be kept: a spool that fails, or too much that is owed, stops the claiming."""
+        if self._spool.failing:
+            self._health.set_unready("spool_failing")
+            return False
+        self._health.clear("spool_failing")
+        return self._recorder.owed <= self._config.max_in_flight
+
+    def _has_work(self, waiting: Waiting) -> bool:
+        return waiting.touched or (waiting.ready and self._may_claim() and self._pacing.ready_in(time.monotonic()) <= 0)
+
+    async def _rest(self, waiting: Waiting) -> None:
+        """Sleep until there may be work; every way out of here is followed by a look for it."""
+        horizon = await self._locks.fall_asleep()
+        if horizon is not None:
+            # The lock was held until now: whoever tested it before did not ring, and may commit only later.
+            waiting = await self._store.waiting()
+        doze = FIRST_DOZE
+        while not self._has_work(waiting) and not self._stopping:
+            awaited = horizon is not None and waiting.oldest_running < horizon
+            patience = min(self._poll_interval, doze) if awaited else self._poll_interval
+            wait = min(patience, self._until_due(waiting))
+            source = await self._bell.wait(wait)
+            if source is not Wakeup.POLL or wait >= self._poll_interval:
+                self._metrics.wakeups_total.inc(source)
+                return
+            doze *= 2
+            waiting = await self._store.waiting()
+
+    def _until_due(self, waiting: Waiting) -> float:
+        """Seconds until the next prompt may be claimed, as far as the database or the rate says."""
+        seconds = float("inf")
+        if waiting.ready and self._may_claim():
+            seconds = max(0.001, self._pacing.ready_in(time.monotonic()))
+        if waiting.next_not_before is not None:
+            seconds = min(seconds, max(0.001, (waiting.next_not_before - waiting.now) / timedelta(seconds=1)))
+        return seconds
+
+    async def _dispatch(self, prompts: Sequence[Prompt]) -> None:
+        """Send one batch and say how it went."""
+        started = time.monotonic()
+        summary = await self._dispatcher.dispatch_prompts(prompts)
+        log.info(
+            "batch_dispatched",
+            claimed=len(prompts),
+            dispatched=summary.dispatched,
+            failed=summary.failed,
+            skipped=summary.skipped,
+            seconds=round(time.monotonic() - started, 4),
+        )
