@@ -14,7 +14,8 @@ declare
 begin
   case v_type
     when 'integer', 'number' then
-      if jsonb_typeof(p_value) <> 'number' or (v_type = 'integer' and (p_value #>> '{}')::numeric % 1 <> 0) then
+      -- 30.0 is no integer to the evaluators' casts
+      if jsonb_typeof(p_value) <> 'number' or (v_type = 'integer' and p_value #>> '{}' !~ '^-?\d+$') then
         return 'must be ' || case v_type when 'integer' then 'a whole number' else 'a number' end;
       end if;
       if (p_value #>> '{}')::numeric < (p_schema ->> 'minimum')::numeric then
@@ -30,6 +31,9 @@ begin
     when 'string' then
       if jsonb_typeof(p_value) <> 'string' or p_value #>> '{}' = '' then
         return 'must be a text, not empty';
+      end if;
+      if length(p_value #>> '{}') > 200 then
+        return 'must be a text of at most 200 characters';
       end if;
       if p_schema ? 'enum' and not p_schema -> 'enum' @> p_value then
         return 'must be one of ' || (p_schema ->> 'enum');
@@ -115,8 +119,8 @@ $$;
 comment on function herald.params_problem is 'What is wrong with a scenario''s params by its type''s params_schema; null when nothing.';
 revoke all on function herald.params_problem from public;
 
--- Adds a scenario type, or replaces one. An evaluator runs with the engine's rights, or as its owner if it is
--- SECURITY DEFINER: never more than its registrar chose.
+-- Adds a scenario type, or replaces one. Its functions run with the engine's rights (herald_owner's), or as their owner
+-- where they are SECURITY DEFINER: never more than its registrar chose.
 create or replace function herald.register_scenario_type(
   p_scenario_type text,
   p_evaluator regproc,
@@ -130,21 +134,54 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_function record;
+  v_bad text;
 begin
-  select p.provolatile, p.proretset, p.prorettype, p.proargtypes into v_function
-  from pg_proc as p
-  where p.oid = p_evaluator;
-  if oidvectortypes(v_function.proargtypes) is distinct from 'herald.scenario, tstzrange, uuid[]'
-    or v_function.prorettype <> 'herald.candidate'::regtype or not v_function.proretset or v_function.provolatile = 'v' then
-    raise exception 'evaluator % has the wrong form', p_evaluator
+  if p_scenario_type is null or p_scenario_type !~ '^[a-z][a-z0-9_]{0,39}$' then
+    raise exception 'a scenario type cannot be called "%"', p_scenario_type
+      using errcode = 'invalid_parameter_value', hint = 'up to 40 lower-case letters, digits and underscores: birthday';
+  end if;
+  if p_evaluator is null or jsonb_typeof(p_description) is distinct from 'object' or jsonb_typeof(p_params_schema) is distinct from 'object' then
+    raise exception 'scenario type "%" needs an evaluator, a description and a params_schema', p_scenario_type
+      using errcode = 'invalid_parameter_value',
+            hint = 'register_scenario_type(''birthday'', ''public.due_birthday'', ''{"en": "Send on the birthday"}'', ''{"type": "object", "properties": {}}'')';
+  end if;
+  select format('%s %s has the wrong form', w.what, w.function) into v_bad
+  from (
+    values
+      ('evaluator', p_evaluator, 'herald.scenario, tstzrange, uuid[]', 'herald.candidate'::regtype, true),
+      ('still_due function', p_still_due, 'herald.scenario, herald.candidate[], timestamp with time zone', 'herald.candidate'::regtype, true),
+      ('why function', p_why, 'herald.scenario, uuid, timestamp with time zone', 'text'::regtype, false)
+  ) as w (what, function, arguments, returns, returns_set)
+  join pg_proc as p on p.oid = w.function
+  where oidvectortypes(p.proargtypes) <> w.arguments or p.prorettype <> w.returns or p.proretset <> w.returns_set or p.provolatile = 'v';
+  if v_bad is not null then
+    raise exception '%', v_bad
       using errcode = 'invalid_function_definition',
-            hint = 'create function ...(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) '
-              'returns setof herald.candidate language sql stable';
+            hint = 'evaluator: (p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) returns setof herald.candidate; '
+              'still_due: (herald.scenario, herald.candidate[], timestamptz) returns setof herald.candidate; '
+              'why: (herald.scenario, uuid, timestamptz) returns text; each stable';
+  end if;
+  select p.oid::regprocedure::text into v_bad
+  from pg_proc as p
+  where p.oid in (p_evaluator, p_still_due, p_why)
+    and not (has_function_privilege('herald_owner', p.oid, 'execute') and has_schema_privilege('herald_owner', p.pronamespace, 'usage'));
+  if v_bad is not null then
+    raise exception 'herald_owner may not call %', v_bad
+      using errcode = 'insufficient_privilege',
+            hint = format('grant usage on its schema to herald_owner; grant execute on function %s to herald_owner', v_bad);
   end if;
   if not p_description ? 'en' then
     raise exception 'the description of scenario type "%" has no sentence in English', p_scenario_type
       using errcode = 'invalid_parameter_value', hint = 'give at least {"en": "Send {days:day|days} after ..."}';
+  end if;
+  select format('the sentence "%s" of scenario type "%s" names the unknown parameter "%s"', d.key, p_scenario_type, m.names[1]) into v_bad
+  from jsonb_each_text(p_description) as d
+  cross join lateral regexp_matches(d.value, '[[{](\w+)', 'g') as m (names)
+  where p_params_schema ? 'properties' and not p_params_schema -> 'properties' ? m.names[1]
+  limit 1;
+  if v_bad is not null then
+    raise exception '%', v_bad
+      using errcode = 'invalid_parameter_value', hint = 'list it in the properties of p_params_schema';
   end if;
   insert into herald.scenario_type (scenario_type, evaluator, still_due, why, description, params_schema)
   select p_scenario_type, q.evaluator, q.still_due, q.why, p_description, p_params_schema
@@ -166,11 +203,38 @@ comment on function herald.register_scenario_type is
   'Adds or replaces a scenario type: its evaluator, sentence templates by locale, JSON Schema of its params, and optionally still_due and why functions.';
 revoke all on function herald.register_scenario_type from public;
 
--- Validates a scenario and keeps the moments it counts from. A new, re-enabled or re-parametrised type starts from
--- now, unless the same statement says otherwise; the engine itself only ever moves evaluated_through forward.
-create or replace function herald.check_scenario()
-returns trigger
-language plpgsql security definer
+-- What is wrong with a scenario as a row; null when nothing. The constraints of the table hold the same, in fewer words.
+create or replace function herald.scenario_problem(p_scenario herald.scenario)
+returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return case
+  when p_scenario.organisation_id is null then 'organisation_id is missing'
+  when p_scenario.name is null or length(p_scenario.name) not between 1 and 200 then 'name must be a text of 1 to 200 characters'
+  when p_scenario.title_key !~ '^[A-Za-z0-9_.-]{1,100}$' then 'title_key must be a key such as "inactivity_title", not a text'
+  when p_scenario.body_key !~ '^[A-Za-z0-9_.-]{1,100}$' then 'body_key must be a key such as "inactivity_body", not a text'
+  when p_scenario.presentation not in ('alert', 'data') then 'presentation must be alert or data'
+  when p_scenario.devices not in ('latest', 'all') then 'devices must be latest or all'
+  when p_scenario.cooldown < interval '0' then 'cooldown must not be negative, for example 7 days'
+  when (p_scenario.quiet_from is null) <> (p_scenario.quiet_until is null) then 'quiet_from and quiet_until go together, for example 21:00 and 08:00'
+  when p_scenario.quiet_from = p_scenario.quiet_until then 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'
+  when p_scenario.mode not in ('off', 'shadow', 'canary', 'on') then 'mode must be off, shadow, canary or on'
+  when p_scenario.mode = 'canary' and p_scenario.canary_percent is null then 'mode canary needs canary_percent, for example 10'
+  when p_scenario.canary_percent not between 0 and 100 then 'canary_percent must lie between 0 and 100'
+  when p_scenario.jitter not between interval '0' and interval '1 hour' then 'jitter must lie between 0 and 1 hour'
+  when p_scenario.expires_after <= interval '0' then 'expires_after must be longer than nothing, for example 3 days'
+  when p_scenario.on_unknown not in ('drop', 'resend') then 'on_unknown must be drop or resend'
+  when p_scenario.max_prompts_per_run <= 0 then 'max_prompts_per_run must be at least 1, or null for no limit'
+  when not isfinite(p_scenario.evaluated_through) then 'evaluated_through must be a moment, not infinity'
+end;
+comment on function herald.scenario_problem is 'What is wrong with the columns of a scenario, but for its params; null when nothing.';
+revoke all on function herald.scenario_problem from public;
+
+-- Fills in what may be left out, and refuses what makes no sense. Months and years of a cooldown become days: the
+-- windows of the unique constraint need a length that is the same at any time of the year.
+create or replace function herald.checked_scenario(p_scenario herald.scenario)
+returns herald.scenario
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -179,25 +243,65 @@ declare
 begin
   select t.params_schema into v_schema
   from herald.scenario_type as t
-  where t.scenario_type = new.scenario_type;
+  where t.scenario_type = p_scenario.scenario_type;
   if not found then
-    raise exception 'scenario "%": unknown scenario type "%"', new.name, new.scenario_type
-      using errcode = 'foreign_key_violation',
+    raise exception 'scenario "%": unknown scenario type "%"', p_scenario.name, p_scenario.scenario_type
+      using errcode = 'foreign_key_violation', column = 'scenario_type', table = 'scenario', schema = 'herald',
             hint = 'known: ' || (select string_agg(t.scenario_type, ', ' order by t.scenario_type) from herald.scenario_type as t);
   end if;
-  v_problem := herald.params_problem(v_schema, new.params);
+  v_problem := herald.params_problem(v_schema, p_scenario.params);
   if v_problem is not null then
-    raise exception 'scenario "%" of type %: %', new.name, new.scenario_type, v_problem
+    raise exception 'scenario "%" of type %: %', p_scenario.name, p_scenario.scenario_type, v_problem
       using errcode = 'check_violation', column = 'params', table = 'scenario', schema = 'herald',
             hint = 'for example ' || coalesce(v_schema #>> '{examples,0}', '{}');
   end if;
-  new.title_key := coalesce(new.title_key, new.scenario_type || '_title');
-  new.body_key := coalesce(new.body_key, new.scenario_type || '_body');
+  p_scenario.title_key := coalesce(p_scenario.title_key, p_scenario.scenario_type || '_title');
+  p_scenario.body_key := coalesce(p_scenario.body_key, p_scenario.scenario_type || '_body');
+  v_problem := herald.scenario_problem(p_scenario);
+  if v_problem is not null then
+    raise exception 'scenario "%" of type %: %', p_scenario.name, p_scenario.scenario_type, v_problem
+      using errcode = case when p_scenario.organisation_id is null or p_scenario.name is null then 'not_null_violation' else 'check_violation' end,
+            column = split_part(v_problem, ' ', 1), table = 'scenario', schema = 'herald',
+            hint = 'the columns are explained by \d+ herald.scenario';
+  end if;
+  if extract(year from p_scenario.cooldown) <> 0 or extract(month from p_scenario.cooldown) <> 0 then
+    p_scenario.cooldown := p_scenario.cooldown
+      - make_interval(years => extract(year from p_scenario.cooldown)::integer, months => extract(month from p_scenario.cooldown)::integer)
+      + make_interval(days => 365 * extract(year from p_scenario.cooldown)::integer + 30 * extract(month from p_scenario.cooldown)::integer);
+  end if;
+  return p_scenario;
+end
+$$;
+comment on function herald.checked_scenario is 'A scenario with what may be left out filled in; an error that names what is wrong with it.';
+revoke all on function herald.checked_scenario from public;
+
+-- Keeps the moments a scenario counts from. A new or re-enabled one starts from now, unless the same statement says
+-- otherwise; a changed rule, from where the last run ended; the engine itself only ever moves evaluated_through forward.
+create or replace function herald.check_scenario()
+returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
   if tg_op = 'INSERT' then
+    new := herald.checked_scenario(new);
     new.evaluated_through := coalesce(new.evaluated_through, now());
     new.evaluated_from := new.evaluated_through;
     new.started_at := now();
-  elsif new.evaluated_through < old.evaluated_through then
+    return new;
+  end if;
+  -- a run updates the row each minute, and none of these
+  if (new.scenario_type, new.organisation_id, new.chapter_id, new.name, new.params, new.title_key, new.body_key, new.presentation, new.devices,
+      new.cooldown, new.quiet_from, new.quiet_until, new.mode, new.canary_percent, new.jitter, new.expires_after, new.on_unknown,
+      new.max_prompts_per_run, isfinite(new.evaluated_through))
+    is distinct from
+      (old.scenario_type, old.organisation_id, old.chapter_id, old.name, old.params, old.title_key, old.body_key, old.presentation, old.devices,
+      old.cooldown, old.quiet_from, old.quiet_until, old.mode, old.canary_percent, old.jitter, old.expires_after, old.on_unknown,
+      old.max_prompts_per_run, true)
+  then
+    new := herald.checked_scenario(new);
+  end if;
+  if new.evaluated_through < old.evaluated_through then
     new.evaluated_from := least(new.evaluated_through, old.evaluated_from);
     new.started_at := now();
   elsif old.mode = 'off' and new.mode <> 'off' then
@@ -206,11 +310,18 @@ begin
     end if;
     new.evaluated_from := new.evaluated_through;
     new.started_at := now();
+    new.catch_up_from := null;
+  elsif (new.scenario_type, new.organisation_id, new.chapter_id, new.params, new.mode, new.canary_percent)
+    is distinct from (old.scenario_type, old.organisation_id, old.chapter_id, old.params, old.mode, old.canary_percent)
+  then
+    -- what was due before was decided on by the old rule
+    new.evaluated_from := greatest(old.evaluated_from, new.evaluated_through);
   end if;
   return new;
 end
 $$;
-comment on function herald.check_scenario is 'Trigger: validates params against the type''s schema; a new or re-enabled scenario starts from now.';
+comment on function herald.check_scenario is
+  'Trigger: refuses a scenario that makes no sense; a new or re-enabled one starts from now, a changed rule from the last run.';
 revoke all on function herald.check_scenario from public;
 
 -- Not `or replace`, which locks the table against every run.

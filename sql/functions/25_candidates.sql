@@ -50,6 +50,39 @@ comment on function herald.candidates is
   'The candidates of a scenario for a window (lower, upper], of all people or p_users; refuses nulls and moments outside the window.';
 revoke all on function herald.candidates from public;
 
+-- Time is read in slices, so that each stays a short range of an index however much is asked for; where little is due
+-- they grow. Ends early, at `through`, once there are p_most.
+create or replace function herald.candidates_between(
+  p_scenario herald.scenario, p_from timestamptz, p_to timestamptz, p_most integer,
+  out candidates herald.candidate[], out through timestamptz
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+as $$
+declare
+  v_length interval := '1 day';
+  v_upper timestamptz;
+  v_slice herald.candidate[];
+begin
+  candidates := '{}';
+  through := p_from;
+  while through < p_to and cardinality(candidates) < p_most
+  loop
+    v_upper := least(through + v_length, p_to);
+    v_slice := herald.candidates(p_scenario, tstzrange(through, v_upper, '(]'));
+    candidates := candidates || v_slice;
+    through := v_upper;
+    if cardinality(v_slice) < 1000 then
+      v_length := v_length * 2;
+    end if;
+  end loop;
+end
+$$;
+comment on function herald.candidates_between is
+  'The candidates of a scenario for (p_from, through], of all people: through is p_to, or earlier where there are p_most.';
+revoke all on function herald.candidates_between from public;
+
 -- Types without a still_due function hold for ever.
 create or replace function herald.still_due(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz)
 returns setof herald.candidate

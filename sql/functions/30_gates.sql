@@ -66,6 +66,31 @@ $$;
 comment on function herald.pushes_today is 'Pushes a person got, or may have got, since midnight in their time zone.';
 revoke all on function herald.pushes_today from public;
 
+-- Those that wait to go out before the day of p_at is over, by the person's clock.
+create or replace function herald.pushes_planned(p_user uuid, p_at timestamptz, p_time_zone text)
+returns bigint
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_zone text := coalesce(p_time_zone, 'UTC');
+  v_midnight timestamptz;
+begin
+  begin
+    v_midnight := ((p_at at time zone v_zone)::date + 1)::timestamp at time zone v_zone;
+  exception when invalid_parameter_value then
+    v_midnight := ((p_at at time zone 'UTC')::date + 1)::timestamp at time zone 'UTC';
+  end;
+  return (
+    select count(*)
+    from herald.prompt as p
+    where p.user_id = p_user and p.status = 'ready' and p.not_before < v_midnight
+  );
+end
+$$;
+comment on function herald.pushes_planned is 'Prompts of a person that wait to be sent until the next midnight in their time zone.';
+revoke all on function herald.pushes_planned from public;
+
 -- Whether a person is among the canary_percent of a scenario: the same people every time, others for every scenario.
 create or replace function herald.in_canary(p_scenario uuid, p_user uuid, p_percent integer)
 returns boolean
@@ -75,8 +100,8 @@ comment on function herald.in_canary is 'Whether a person belongs to the stable 
 revoke all on function herald.in_canary from public;
 
 -- What becomes of each candidate at p_now: decision 'send', or the gate. Of several candidates of one person one is
--- sent, the latest due. A candidate outside the scenario's scope, or unknown, is dropped without a trace: evaluators
--- need not care for scope. Rows of prompts that ended without a push (failed, skipped, expired) may be armed again.
+-- sent, the latest due. A candidate outside the scenario's scope is dropped without a trace: evaluators need not care
+-- for scope. Rows of prompts that ended without a push (failed, skipped, expired) may be armed again.
 create or replace function herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz)
 returns table (user_id uuid, activity_ref text, due_at timestamptz, decision text, not_before timestamptz)
 language sql stable
@@ -84,8 +109,12 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 as $$
-  with holding as materialized (
-    select h.user_id, h.activity_ref
+  with candidate as materialized (
+    select distinct on (u.user_id, u.activity_ref) u.user_id, u.activity_ref, u.due_at
+    from unnest(p_candidates) as u
+    order by u.user_id, u.activity_ref, u.due_at desc
+  ), holding as materialized (
+    select distinct h.user_id, h.activity_ref
     from herald.still_due(p_scenario, p_candidates, p_now) as h
   ), checked as (
     select
@@ -94,15 +123,13 @@ as $$
       c.due_at,
       r.time_zone,
       case
-        when not r.is_active then 'inactive_recipient'
+        when r.user_id is null then 'unknown_recipient'
+        when r.is_active is not true then 'inactive_recipient'
         when exists (
           select from herald.opt_out as o
           where o.user_id = c.user_id and (o.scenario_type = p_scenario.scenario_type or o.scenario_type is null)
         ) then 'opted_out'
-        when not exists (
-          select from holding as h
-          where h.user_id = c.user_id and h.activity_ref = c.activity_ref
-        ) then 'no_longer_due'
+        when h.user_id is null then 'no_longer_due'
         when exists (
           select from herald.prompt as p
           where p.user_id = c.user_id and p.scenario_id = p_scenario.scenario_id and p.activity_ref = c.activity_ref
@@ -128,18 +155,20 @@ as $$
         when greatest(c.due_at, p_scenario.started_at) + p_scenario.expires_after <= p_now then 'expired'
         when p_scenario.mode = 'canary'
           and not herald.in_canary(p_scenario.scenario_id, c.user_id, p_scenario.canary_percent) then 'canary'
-        when g.daily_cap <= herald.pushes_today(c.user_id, p_now, r.time_zone) then 'daily_cap'
+        when g.daily_cap is not null
+          and g.daily_cap <= herald.pushes_today(c.user_id, p_now, r.time_zone) + herald.pushes_planned(c.user_id, p_now, r.time_zone)
+          then 'daily_cap'
         when not exists (
           select from herald.device_token as d
           where d.user_id = c.user_id and d.revoked_at is null
         ) then 'no_device_token'
-        when p_scenario.mode = 'shadow' then 'shadow'
       end as stopped_by
-    from unnest(p_candidates) as c
-    join herald.source_recipient as r on r.user_id = c.user_id
+    from candidate as c
+    left join holding as h on h.user_id = c.user_id and h.activity_ref = c.activity_ref
+    left join herald.source_recipient as r on r.user_id = c.user_id
     cross join herald.setting as g
-    where r.organisation_id = p_scenario.organisation_id
-      and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
+    where r.user_id is null
+      or (r.organisation_id = p_scenario.organisation_id and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id))
   ), ranked as (
     select
       k.*,
@@ -160,6 +189,7 @@ as $$
     case
       when (k.stopped_by is null or k.stopped_by in ('no_device_token', 'expired')) and k.place > 1 then 'duplicate'
       when k.stopped_by is not null then k.stopped_by
+      when p_scenario.mode = 'shadow' then 'shadow'
       when k.quiet_end is not null then 'quiet_hours'
       else 'send'
     end,
@@ -167,5 +197,5 @@ as $$
   from ranked as k;
 $$;
 comment on function herald.gate is
-  'What becomes of each candidate: send, quiet_hours (a prompt, deferred to not_before), or the gate that stops it: inactive_recipient, opted_out, no_longer_due, duplicate, cooldown, expired, canary, daily_cap, no_device_token, shadow.';
+  'What becomes of each candidate: send, quiet_hours (a prompt, deferred to not_before), or the gate that stops it: unknown_recipient, inactive_recipient, opted_out, no_longer_due, duplicate, cooldown, expired, canary, daily_cap, no_device_token, shadow.';
 revoke all on function herald.gate from public;

@@ -2,35 +2,35 @@
 -- look back as far as a prompt may still be sent. Both go through herald.run(), so they cannot differ.
 -- Lock order: scenario row (scheduled runs), touched users, prompts, history.
 
--- One run of one scenario: decides and writes. p_users null: everybody.
-create or replace function herald.run(
-  p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamptz,
+-- Gates candidates and writes what follows. p_made: prompts that count as made by this very run. Rows are inserted in the
+-- order of people, so that runs at the same time wait for one another rather than in a circle.
+create or replace function herald.decide(
+  p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamptz, p_made bigint,
   out candidates integer, out prompts integer, out suppressed jsonb, out held boolean
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_candidates herald.candidate[] := herald.candidates(p_scenario, p_window, p_users);
   v_wanted bigint;
 begin
   held := false;
   -- Nobody due and nobody who could be withdrawn: done, the most common case.
-  if v_candidates = '{}' and p_users is null then
+  if p_candidates = '{}' and p_users is null then
     candidates := 0;
     prompts := 0;
     suppressed := '{}';
     return;
   end if;
-  if cardinality(v_candidates) > p_scenario.max_prompts_per_run and not p_scenario.hold_released then
+  if cardinality(p_candidates) + p_made > p_scenario.max_prompts_per_run and not p_scenario.hold_released and p_scenario.mode <> 'shadow' then
     select count(*) into v_wanted
-    from herald.gate(p_scenario, v_candidates, p_now) as g
+    from herald.gate(p_scenario, p_candidates, p_now) as g
     where g.decision in ('send', 'quiet_hours');
-    if v_wanted > p_scenario.max_prompts_per_run then
+    if v_wanted > 0 and v_wanted + p_made > p_scenario.max_prompts_per_run then
       update herald.scenario as s
       set held_at = coalesce(s.held_at, p_now)
       where s.scenario_id = p_scenario.scenario_id;
-      candidates := cardinality(v_candidates);
+      candidates := cardinality(p_candidates);
       prompts := 0;
       suppressed := jsonb_build_object('held', v_wanted);
       held := true;
@@ -38,8 +38,14 @@ begin
     end if;
   end if;
   with decided as materialized (
-    select g.user_id, g.activity_ref, g.due_at, g.decision, g.not_before
-    from herald.gate(p_scenario, v_candidates, p_now) as g
+    select g.user_id, g.activity_ref, g.due_at, g.decision, g.not_before,
+      -- runs for touched users look at the same time again and again: what they found before is not counted again
+      p_users is not null and exists (
+        select from herald.prompt as p
+        where p.user_id = g.user_id and p.scenario_id = p_scenario.scenario_id and p.activity_ref = g.activity_ref
+          and (g.decision = 'duplicate' or p.gate = g.decision)
+      ) as known
+    from herald.gate(p_scenario, p_candidates, p_now) as g
   ), wanted as materialized (
     select
       d.user_id,
@@ -54,7 +60,7 @@ begin
       end as not_before,
       (p_now at time zone 'UTC')::date as evaluation_date
     from decided as d
-    where d.decision in ('send', 'quiet_hours', 'no_device_token', 'expired')
+    where d.decision in ('send', 'quiet_hours', 'no_device_token', 'expired') and p_scenario.mode <> 'shadow'
   ), withdrawn as (
     update herald.prompt as p
     set status = 'skipped', gate = 'no_longer_due', settled_at = p_now
@@ -67,14 +73,20 @@ begin
           and d.decision not in ('no_longer_due', 'inactive_recipient', 'opted_out')
       )
     returning p.prompt_id, p.user_id, p.status, p.gate, p.attempts
+  ), again as materialized (
+    select p.prompt_id, w.*
+    from wanted as w
+    join herald.prompt as p on p.user_id = w.user_id and p.scenario_id = p_scenario.scenario_id and p.activity_ref = w.activity_ref
+    where p.status in ('failed', 'skipped', 'expired') and p.gate is distinct from 'discarded'
+      and (p.status, p.gate) is distinct from (w.status, w.gate)
+    order by w.user_id
+    for no key update of p
   ), armed_again as (
     update herald.prompt as p
-    set status = w.status, gate = w.gate, due_at = w.due_at, not_before = w.not_before, priority = p_scenario.priority,
-      error_code = null, settled_at = case when w.status <> 'ready' then p_now end
-    from wanted as w
-    where p.user_id = w.user_id and p.scenario_id = p_scenario.scenario_id and p.activity_ref = w.activity_ref
-      and p.status in ('failed', 'skipped', 'expired') and p.gate is distinct from 'discarded'
-      and (p.status, p.gate) is distinct from (w.status, w.gate)
+    set status = a.status, gate = a.gate, due_at = a.due_at, not_before = a.not_before, priority = p_scenario.priority,
+      error_code = null, settled_at = case when a.status <> 'ready' then p_now end
+    from again as a
+    where p.prompt_id = a.prompt_id
     returning p.prompt_id, p.user_id, p.status, p.gate, p.attempts
   ), inserted as (
     insert into herald.prompt (scenario_id, scenario_type, user_id, activity_ref, due_at, evaluation_date, idempotency_key,
@@ -95,6 +107,7 @@ begin
       p_now,
       case when w.status <> 'ready' then p_now end
     from wanted as w
+    order by w.user_id
     on conflict do nothing
     returning prompt_id, user_id, status, gate, attempts
   ), written as (
@@ -109,7 +122,7 @@ begin
   ), counted as (
     select d.decision as gate, count(*) as n
     from decided as d
-    where d.decision <> 'send'
+    where d.decision <> 'send' and not d.known
     group by d.decision
     union all
     -- somebody else decided on the same at this very moment
@@ -118,7 +131,7 @@ begin
     where d.decision = 'send'
   )
   select
-    (select count(*) from decided),
+    (select count(*) from decided as d where not d.known),
     (select count(*) from written as r where r.status = 'ready'),
     coalesce((
       select jsonb_object_agg(t.gate, t.n)
@@ -128,31 +141,71 @@ begin
   into candidates, prompts, suppressed;
 end
 $$;
+comment on function herald.decide is
+  'Gates candidates and writes the prompts; says how many candidates, prompts, and suppressed by gate; held, with nothing written, when there would be more than max_prompts_per_run.';
+revoke all on function herald.decide from public;
+
+-- One run of one scenario for a few people. Its prompts count together with those that such runs made in the last minute:
+-- a flood of single changes must not slip past max_prompts_per_run batch by batch.
+create or replace function herald.run(
+  p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamptz,
+  out candidates integer, out prompts integer, out suppressed jsonb, out held boolean
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_made bigint := 0;
+begin
+  if p_scenario.max_prompts_per_run is not null then
+    select coalesce(sum(e.prompts), 0) into v_made
+    from herald.evaluation_run as e
+    where e.scenario_id = p_scenario.scenario_id and e.source = 'touched'
+      and e.started_at > p_now - interval '1 minute' and e.started_at <= p_now;
+  end if;
+  select d.candidates, d.prompts, d.suppressed, d.held into candidates, prompts, suppressed, held
+  from herald.decide(p_scenario, herald.candidates(p_scenario, p_window, p_users), p_window, p_users, p_now, v_made) as d;
+end
+$$;
 comment on function herald.run is
-  'One run of one scenario over a window, for everybody or p_users: writes the prompts and says how many candidates, prompts, and suppressed by gate; held when it would exceed max_prompts_per_run.';
+  'One run of one scenario for p_users over a window: candidates, decisions, prompts; see herald.decide().';
 revoke all on function herald.run from public;
 
--- The scheduled run. A scenario that another run is just evaluating is left to it. Missed time is caught up in slices
--- of a day; what cannot be evaluated stays where it was, and says why.
+create or replace function herald.held_text(p_scenario herald.scenario, p_wanted text)
+returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+return format('held: %s prompts would exceed max_prompts_per_run = %s; look at pgherald preview %s, then pgherald resume %s',
+  p_wanted, p_scenario.max_prompts_per_run, p_scenario.scenario_id, p_scenario.scenario_id);
+comment on function herald.held_text is 'What a run that was held says.';
+revoke all on function herald.held_text from public;
+
+-- The scheduled run. A scenario that another run is just evaluating is left to it. Missed time is caught up, in slices,
+-- and decided on as one; after 200,000 candidates the rest is for the next run. What cannot be evaluated stays where it
+-- was, and says why. The time-out: a transaction that holds a prompt open (an application's herald.enqueue) delays one
+-- scenario, not all.
 create or replace function herald.evaluate(p_now timestamptz default now(), p_scenario uuid default null)
 returns table (scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
+set lock_timeout = '5s'
 as $$
 declare
-  c_slice constant interval := '1 day';
-  c_slices constant integer := 400;
+  c_most constant integer := 200000;
   v_id uuid;
   v_scenario herald.scenario;
   v_from timestamptz;
-  v_lower timestamptz;
-  v_upper timestamptz;
-  v_slice record;
+  v_through timestamptz;
+  v_candidates herald.candidate[];
+  v_decided record;
   v_began timestamptz;
   v_ready boolean := false;
 begin
+  if p_now is null or not isfinite(p_now) then
+    raise exception 'evaluate needs a moment' using errcode = 'invalid_parameter_value', hint = 'select * from herald.evaluate(now())';
+  end if;
   if p_scenario is not null and not exists (select from herald.scenario as s where s.scenario_id = p_scenario) then
     raise exception 'no scenario %', p_scenario
       using errcode = 'no_data_found', hint = 'select scenario_id, name from herald.scenario';
@@ -170,52 +223,37 @@ begin
     continue when not found;
     v_began := clock_timestamp();
     scenario_id := v_id;
-    candidates := 0;
-    prompts := 0;
-    suppressed := '{}';
     error := null;
     v_from := greatest(least(v_scenario.evaluated_through, v_scenario.catch_up_from), v_scenario.evaluated_from);
-    v_lower := v_from;
     begin
-      for i in 1 .. c_slices
-      loop
-        exit when v_lower >= p_now;
-        v_upper := least(v_lower + c_slice, p_now);
-        select r.* into v_slice from herald.run(v_scenario, tstzrange(v_lower, v_upper, '(]'), null, p_now) as r;
-        candidates := candidates + v_slice.candidates;
-        prompts := prompts + v_slice.prompts;
-        suppressed := (
-          select coalesce(jsonb_object_agg(t.gate, t.n), '{}')
-          from (
-            select e.key as gate, sum(e.value::bigint) as n
-            from (select * from jsonb_each_text(suppressed) union all select * from jsonb_each_text(v_slice.suppressed)) as e
-            group by e.key
-          ) as t
-        );
-        if v_slice.held then
-          error := format('held: %s prompts would exceed max_prompts_per_run = %s; look at pgherald preview, then pgherald resume %s',
-            v_slice.suppressed ->> 'held', v_scenario.max_prompts_per_run, v_id);
-          exit;
-        end if;
-        v_lower := v_upper;
-      end loop;
-      update herald.scenario as s
-      set evaluated_through = greatest(s.evaluated_through, v_lower),
-        catch_up_from = case when v_lower < s.evaluated_through then v_lower end,
-        held_at = case when error is not null then s.held_at end,
-        hold_released = s.hold_released and error is null and v_lower < p_now
-      where s.scenario_id = v_id;
+      select c.candidates, c.through into v_candidates, v_through
+      from herald.candidates_between(v_scenario, v_from, p_now, c_most) as c;
+      select d.* into v_decided
+      from herald.decide(v_scenario, v_candidates, tstzrange(v_from, v_through, '(]'), null, p_now, 0) as d;
+      candidates := v_decided.candidates;
+      prompts := v_decided.prompts;
+      suppressed := v_decided.suppressed;
+      if v_decided.held then
+        error := herald.held_text(v_scenario, suppressed ->> 'held');
+        v_through := v_from;
+      else
+        update herald.scenario as s
+        set evaluated_through = greatest(s.evaluated_through, v_through),
+          catch_up_from = case when v_through < s.evaluated_through then v_through end,
+          held_at = null,
+          hold_released = s.hold_released and v_through < p_now
+        where s.scenario_id = v_id;
+      end if;
     exception when others then
-      -- The slices of this scenario are rolled back together with the failed one.
       candidates := 0;
       prompts := 0;
       suppressed := '{}';
       error := sqlstate || ': ' || sqlerrm;
-      v_lower := v_from;
+      v_through := v_from;
     end;
     duration := clock_timestamp() - v_began;
     insert into herald.evaluation_run (scenario_id, source, started_at, evaluated, candidates, prompts, suppressed, error, duration)
-    values (v_id, 'schedule', p_now, tstzrange(v_from, greatest(v_lower, v_from), '(]'), candidates, prompts, suppressed, error, duration);
+    values (v_id, 'schedule', p_now, tstzrange(v_from, v_through, '(]'), candidates, prompts, suppressed, error, duration);
     v_ready := v_ready or prompts > 0;
     return next;
   end loop;
@@ -243,13 +281,15 @@ comment on function herald.touched_from is 'How far a run for touched users look
 revoke all on function herald.touched_from from public;
 
 -- The event-driven run: takes up to p_limit touched rows and evaluates just those people, looking back as far as a
--- prompt may still be sent. A scenario that fails or is held keeps its place through catch_up_from.
+-- prompt may still be sent. A scenario that fails or is held keeps its place through catch_up_from. Scenarios in the
+-- shadow have nothing to send, and the scheduled run counts each of their candidates once.
 create or replace function herald.evaluate_touched(p_limit integer default 1000, p_now timestamptz default now())
 returns table (scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
+set lock_timeout = '5s'
 as $$
 declare
   v_users uuid[];
@@ -271,7 +311,7 @@ begin
   for v_scenario in
     select s.*
     from herald.scenario as s
-    where s.mode <> 'off' and s.held_at is null
+    where s.mode in ('on', 'canary') and s.held_at is null
     order by s.priority desc, s.scenario_id
   loop
     v_began := clock_timestamp();
@@ -285,8 +325,7 @@ begin
       suppressed := v_run.suppressed;
       error := null;
       if v_run.held then
-        error := format('held: %s prompts would exceed max_prompts_per_run = %s; look at pgherald preview, then pgherald resume %s',
-          v_run.suppressed ->> 'held', v_scenario.max_prompts_per_run, scenario_id);
+        error := herald.held_text(v_scenario, suppressed ->> 'held');
       end if;
     exception when others then
       candidates := 0;

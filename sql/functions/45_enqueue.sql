@@ -53,13 +53,18 @@ begin
   returning p.prompt_id into prompt_id;
   if prompt_id is null then
     -- The row of an earlier try that ended without a push is armed again; anything else is somebody else's decision.
-    update herald.prompt as p
-    set status = case when v_skipped then 'skipped' else 'ready' end, gate = nullif(enqueue.gate, 'send'), due_at = p_due_at,
-      not_before = case when v_scenario.paused_at is not null then 'infinity' else v_not_before end,
-      error_code = null, settled_at = case when v_skipped then v_now end
-    where p.user_id = p_user and p.scenario_id = p_scenario and p.activity_ref = p_activity_ref
-      and p.status in ('failed', 'skipped', 'expired') and p.gate is distinct from 'discarded'
-    returning p.prompt_id into prompt_id;
+    begin
+      update herald.prompt as p
+      set status = case when v_skipped then 'skipped' else 'ready' end, gate = nullif(enqueue.gate, 'send'), due_at = p_due_at,
+        not_before = case when v_scenario.paused_at is not null then 'infinity' else v_not_before end,
+        priority = v_scenario.priority, error_code = null, settled_at = case when v_skipped then v_now end
+      where p.user_id = p_user and p.scenario_id = p_scenario and p.activity_ref = p_activity_ref
+        and p.status in ('failed', 'skipped', 'expired') and p.gate is distinct from 'discarded'
+      returning p.prompt_id into prompt_id;
+    exception when unique_violation then
+      -- another prompt of the type was opened at this very moment
+      prompt_id := null;
+    end;
     if prompt_id is null then
       gate := 'duplicate';
       return;

@@ -34,9 +34,9 @@ language sql stable
 as $$
   select c.user_id, c.activity_ref, c.due_at
   from unnest(p_candidates) as c
-  where c.due_at + make_interval(hours => 24 * substring(c.activity_ref from '#(\d+)$')::integer) > p_now;
+  where coalesce(c.due_at + make_interval(hours => 24 * substring(c.activity_ref from '#(\d{1,5})$')::integer) > p_now, true);
 $$;
-comment on function herald.still_due_expiry is 'Those whose item is not past.';
+comment on function herald.still_due_expiry is 'Those whose item is not past; a reference without "#days", given by hand, is not for this to judge.';
 revoke all on function herald.still_due_expiry from public;
 
 create or replace function herald.why_expiry(p_scenario herald.scenario, p_user uuid, p_now timestamptz)
@@ -55,7 +55,7 @@ as $$
     'nothing expires'
   ) || format('; needs %s days before', (select string_agg(d.value, ', ') from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d))
   from herald.source_expiry as e
-  where e.user_id = p_user and e.expires_at > p_now
+  where e.user_id = p_user and e.expires_at > p_now and e.expires_at < 'infinity'
     and (not p_scenario.params ? 'kinds' or p_scenario.params -> 'kinds' ? e.kind);
 $$;
 comment on function herald.why_expiry is 'The numbers of one person, for herald.explain().';

@@ -45,6 +45,7 @@ as $$
         p_scenario.params ->> 'after_days')
       from herald.source_activity as a
       where a.user_id = p_user and a.activity_type = p_scenario.params ->> 'activity_type' and a.occurred_at <= p_now
+        and a.occurred_at > '-infinity'
       order by case when f.first_only then a.occurred_at end, a.occurred_at desc
       limit 1
     ),
@@ -57,8 +58,8 @@ revoke all on function herald.why_follow_up from public;
 
 select herald.register_scenario_type('follow_up', 'herald.due_follow_up'::regproc,
   '{
-    "en": "Send {after_days:day|days} after [first_only:a first|each] {activity_type}[if_flag:, if {if_flag}]",
-    "nb": "Send {after_days:dag|dager} etter [first_only:en første|hver] {activity_type}[if_flag:, hvis {if_flag}]"
+    "en": "Send [after_days:{after_days:day|days}|right] after [first_only:a first|each] {activity_type}[if_flag:, if {if_flag}]",
+    "nb": "Send [after_days:{after_days:dag|dager}|rett] etter [first_only:en første|hver] {activity_type}[if_flag:, hvis {if_flag}]"
   }',
   '{
     "type": "object",

@@ -10,19 +10,21 @@ language sql stable
 as $$
   with step as materialized (
     select k, make_interval(hours => 24 * ((p_scenario.params ->> 'days')::integer + k * coalesce((p_scenario.params ->> 'repeat_days')::integer, 0))) as lag
-    from generate_series(
-      1,
-      case when p_scenario.params ? 'repeat_days' then
+    from generate_series(1, (
+      select case when p_scenario.params ? 'repeat_days' and e.at is not null then
+        -- no further back than the oldest moment there is
         least(
           coalesce((p_scenario.params ->> 'max_repeats')::integer, 100000),
-          -- no further back than the oldest moment there is
-          ceil(extract(epoch from upper(p_window) - least(
-            (select min(a.occurred_at) from herald.source_activity as a),
-            (select min(r.registered_at) from herald.source_recipient as r)
-          )) / 86400 / (p_scenario.params ->> 'repeat_days')::integer)::integer
-        )
+          greatest(ceil((extract(epoch from upper(p_window)) - extract(epoch from e.at)) / 86400 / (p_scenario.params ->> 'repeat_days')::integer), 0)
+        )::integer
       else 0 end
-    ) as k
+      from (
+        select least(
+          (select min(a.occurred_at) from herald.source_activity as a where a.occurred_at > '-infinity'),
+          (select min(r.registered_at) from herald.source_recipient as r where r.registered_at > '-infinity')
+        ) as at
+      ) as e
+    )) as k
   ), base as (
     select a.user_id, a.activity_id as ref, a.activity_id, a.occurred_at as at, 0 as k,
       make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer) as lag
@@ -94,13 +96,13 @@ as $$
   left join lateral (
     (select 'activity' as what, a.occurred_at as at
     from herald.source_activity as a
-    where a.user_id = p_user and a.occurred_at <= p_now
+    where a.user_id = p_user and a.occurred_at <= p_now and a.occurred_at > '-infinity'
     order by a.occurred_at desc
     limit 1)
     union all
     select 'sign of life, the registration,', r.registered_at
     from herald.source_recipient as r
-    where r.user_id = p_user and r.registered_at <= p_now
+    where r.user_id = p_user and r.registered_at <= p_now and r.registered_at > '-infinity'
     limit 1
   ) as l on true;
 $$;
@@ -109,8 +111,8 @@ revoke all on function herald.why_inactivity from public;
 
 select herald.register_scenario_type('inactivity', 'herald.due_inactivity'::regproc,
   '{
-    "en": "Send {days:day|days} after the last activity[repeat_days:, then again every {repeat_days:day|days}][max_repeats:, at most {max_repeats:time|times} more]",
-    "nb": "Send {days:dag|dager} etter siste aktivitet[repeat_days:, deretter igjen hver {repeat_days#} dag][max_repeats:, høyst {max_repeats:gang|ganger} til]"
+    "en": "Send {days:day|days} after the last activity[repeat_days:, then again every {repeat_days:day|# days}][max_repeats:, at most {max_repeats:once|# times} more]",
+    "nb": "Send {days:dag|dager} etter siste aktivitet[repeat_days:, deretter igjen hver {repeat_days:dag|#. dag}][max_repeats:, høyst {max_repeats:én gang|# ganger} til]"
   }',
   '{
     "type": "object",

@@ -21,7 +21,7 @@ as $$
     from herald.source_activity as a
     where a.user_id = w.user_id
       and (not p_scenario.params ? 'activity_types' or p_scenario.params -> 'activity_types' ? a.activity_type)
-    order by a.occurred_at, a.activity_id
+    order by a.occurred_at
     offset c.value::integer - 1
     limit 1
   ) as n
@@ -47,8 +47,8 @@ revoke all on function herald.why_milestone from public;
 
 select herald.register_scenario_type('milestone', 'herald.due_milestone'::regproc,
   '{
-    "en": "Send at the {counts#} [activity_types:{activity_types}|activity] of a person",
-    "nb": "Send ved {counts#} [activity_types:{activity_types}|aktivitet] for en person"
+    "en": "Send at a person''s {counts#} [activity_types:{activity_types}|activity]",
+    "nb": "Send ved en persons {counts#} [activity_types:{activity_types}|aktivitet]"
   }',
   '{
     "type": "object",
