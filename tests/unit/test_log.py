@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import io
 import json
 import logging
@@ -127,6 +129,37 @@ def test_a_value_of_another_shape_than_its_field_never_gets_out(field: str, valu
     assert out.last()["fields_dropped"] == 1
     with pytest.raises(ValueError, match=field):
         Log(LogLevel.INFO, out, strict=True).info("something_happened", **{field: value})
+
+
+PACKAGE = Path(inspect.getfile(Log)).parent
+
+
+def logging_calls() -> Iterator[tuple[str, ast.Call]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "log"
+                and node.func.attr in ("debug", "info", "warning", "error", "critical", "crash")
+            ):
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", node
+
+
+def test_every_event_of_the_program_has_a_constant_name_and_allowed_fields_only() -> None:
+    calls = list(logging_calls())
+    assert len(calls) > 5
+    for place, call in calls:
+        assert isinstance(call.func, ast.Attribute)
+        names = call.args[1:] if call.func.attr == "crash" else call.args
+        assert call.func.attr == "crash" or len(names) == 1, place
+        for name in names:
+            constant = name.value if isinstance(name, ast.Constant) else None
+            assert isinstance(constant, str), f"{place}: the name of the event is not constant"
+            assert re.fullmatch(r"[a-z][a-z0-9_]+", constant), place
+        unknown = {keyword.arg for keyword in call.keywords if keyword.arg is not None} - set(FIELDS) - {"event"}
+        assert unknown == set(), f"{place}: not in FIELDS"
 
 
 GOOD: dict[Shape, list[Any]] = {
