@@ -36,7 +36,6 @@ CREATE TABLE herald.scenario (
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     paused_at timestamp with time zone,
     held_at timestamp with time zone,
-    held_prompts integer,
     hold_released boolean DEFAULT false NOT NULL,
     catch_up_from timestamp with time zone,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -66,13 +65,29 @@ CREATE FUNCTION herald.candidates(p_scenario herald.scenario, p_window tstzrange
     SET jit TO 'off'
     AS $$...$$;
 
+CREATE FUNCTION herald.candidates_between(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone, p_most integer, OUT candidates herald.candidate[], OUT through timestamp with time zone) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    AS $$...$$;
+
 CREATE FUNCTION herald.check_device_token(p_token text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.check_notification_id(p_notification_id uuid) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
 CREATE FUNCTION herald.check_scenario() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.checked_scenario(p_scenario herald.scenario) RETURNS herald.scenario
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -98,6 +113,11 @@ CREATE FUNCTION herald.daemon_state(p_after_run bigint DEFAULT NULL::bigint, p_n
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.due_expiry(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] DEFAULT NULL::uuid[]) RETURNS SETOF herald.candidate
     LANGUAGE sql STABLE
     AS $$...$$;
@@ -117,7 +137,7 @@ CREATE FUNCTION herald.due_milestone(p_scenario herald.scenario, p_window tstzra
 CREATE FUNCTION herald.duration_text(p_duration interval) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN (SELECT CASE WHEN (q.s < 60) THEN format('%s seconds'::text, q.s) WHEN (q.s < 3600) THEN format('%s minutes'::text, (q.s / 60)) WHEN (q.s < 86400) THEN format('%s hours %s minutes'::text, (q.s / 3600), ((q.s % (3600)::bigint) / 60)) ELSE format('%s days %s hours'::text, (q.s / 86400), ((q.s % (86400)::bigint) / 3600)) END AS format FROM (SELECT (floor(abs(EXTRACT(epoch FROM duration_text.p_duration))))::bigint AS s) q);
+    RETURN (SELECT CASE WHEN (q.s < 60) THEN format('%s %s'::text, q.s, CASE q.s WHEN 1 THEN 'second'::text ELSE 'seconds'::text END) WHEN (q.s < 3600) THEN format('%s %s'::text, (q.s / 60), CASE (q.s / 60) WHEN 1 THEN 'minute'::text ELSE 'minutes'::text END) WHEN (q.s < 86400) THEN format('%s %s %s %s'::text, (q.s / 3600), CASE (q.s / 3600) WHEN 1 THEN 'hour'::text ELSE 'hours'::text END, ((q.s % (3600)::bigint) / 60), CASE ((q.s % (3600)::bigint) / 60) WHEN 1 THEN 'minute'::text ELSE 'minutes'::text END) ELSE format('%s %s %s %s'::text, (q.s / 86400), CASE (q.s / 86400) WHEN 1 THEN 'day'::text ELSE 'days'::text END, ((q.s % (86400)::bigint) / 3600), CASE ((q.s % (86400)::bigint) / 3600) WHEN 1 THEN 'hour'::text ELSE 'hours'::text END) END AS format FROM (SELECT (floor(abs(EXTRACT(epoch FROM duration_text.p_duration))))::bigint AS s) q);
 
 CREATE FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_ref text, p_due_at timestamp with time zone DEFAULT now(), OUT prompt_id uuid, OUT gate text) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
@@ -131,6 +151,7 @@ CREATE FUNCTION herald.evaluate(p_now timestamp with time zone DEFAULT now(), p_
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
+    SET lock_timeout TO '5s'
     AS $$...$$;
 
 CREATE FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, prompt_ids uuid[])
@@ -145,6 +166,7 @@ CREATE FUNCTION herald.evaluate_touched(p_limit integer DEFAULT 1000, p_now time
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
+    SET lock_timeout TO '5s'
     AS $$...$$;
 
 CREATE FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) RETURNS TABLE(user_id uuid, activity_ref text, due_at timestamp with time zone, decision text, not_before timestamp with time zone)
@@ -153,6 +175,11 @@ CREATE FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.cand
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
     AS $$...$$;
+
+CREATE FUNCTION herald.held_text(p_scenario herald.scenario, p_wanted text) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN format('held: %s prompts would exceed max_prompts_per_run = %s; look at pgherald preview %s, then pgherald resume %s'::text, p_wanted, (p_scenario).max_prompts_per_run, (p_scenario).scenario_id, (p_scenario).scenario_id);
 
 CREATE FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -168,7 +195,7 @@ CREATE FUNCTION herald.is_staff() RETURNS boolean
     RETURN (SELECT bool_or(pg_has_role((COALESCE(NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text))::name, r.rolname, 'usage'::text)) AS bool_or FROM pg_roles r WHERE (r.rolname = ANY (ARRAY['herald_owner'::name, 'herald_daemon'::name, 'herald_reader'::name, 'service_role'::name])));
 
 CREATE FUNCTION herald.jwt_user_id() RETURNS uuid
-    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -189,12 +216,12 @@ CREATE FUNCTION herald.mark_opened(p_notification_id uuid) RETURNS void
     AS $$...$$;
 
 CREATE FUNCTION herald.my_chapters() RETURNS SETOF uuid
-    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
+    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
 CREATE FUNCTION herald.my_organisations() RETURNS SETOF uuid
-    LANGUAGE sql STABLE SECURITY DEFINER PARALLEL SAFE
+    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -203,8 +230,18 @@ CREATE FUNCTION herald.may_read(p_organisation uuid, p_chapter uuid) RETURNS boo
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN (herald.is_staff() OR (p_chapter IN (SELECT herald.my_chapters() AS my_chapters)) OR ((p_chapter IS NULL) AND (p_organisation IN (SELECT herald.my_organisations() AS my_organisations))));
 
-CREATE FUNCTION herald.notification_content(p_notification_id uuid) RETURNS TABLE(notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamp with time zone, opened_at timestamp with time zone)
+CREATE FUNCTION herald.moment_text(p_at timestamp with time zone, p_time_zone text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.my_scopes() RETURNS TABLE(organisation_id uuid, chapter_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.notification_content(p_notification_id uuid) RETURNS TABLE(notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamp with time zone, opened_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -218,13 +255,18 @@ CREATE FUNCTION herald.prompt_counts() RETURNS TABLE(status text, prompts bigint
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.pushes_planned(p_user uuid, p_at timestamp with time zone, p_time_zone text) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.pushes_today(p_user uuid, p_at timestamp with time zone, p_time_zone text) RETURNS bigint
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
 CREATE FUNCTION herald.quiet_end(p_at timestamp with time zone, p_from time without time zone, p_until time without time zone, p_time_zone text) RETURNS timestamp with time zone
-    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -265,6 +307,16 @@ CREATE FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_use
 
 CREATE FUNCTION herald.scenario_for_caller(p_scenario uuid) RETURNS herald.scenario
     LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.scenario_problem(p_scenario herald.scenario) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN CASE WHEN ((p_scenario).organisation_id IS NULL) THEN 'organisation_id is missing'::text WHEN (((p_scenario).name IS NULL) OR ((length((p_scenario).name) < 1) OR (length((p_scenario).name) > 200))) THEN 'name must be a text of 1 to 200 characters'::text WHEN ((p_scenario).title_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'title_key must be a key such as "inactivity_title", not a text'::text WHEN ((p_scenario).body_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'body_key must be a key such as "inactivity_body", not a text'::text WHEN ((p_scenario).presentation <> ALL (ARRAY['alert'::text, 'data'::text])) THEN 'presentation must be alert or data'::text WHEN ((p_scenario).devices <> ALL (ARRAY['latest'::text, 'all'::text])) THEN 'devices must be latest or all'::text WHEN ((p_scenario).cooldown < '00:00:00'::interval) THEN 'cooldown must not be negative, for example 7 days'::text WHEN (((p_scenario).quiet_from IS NULL) <> ((p_scenario).quiet_until IS NULL)) THEN 'quiet_from and quiet_until go together, for example 21:00 and 08:00'::text WHEN ((p_scenario).quiet_from = (p_scenario).quiet_until) THEN 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'::text WHEN ((p_scenario).mode <> ALL (ARRAY['off'::text, 'shadow'::text, 'canary'::text, 'on'::text])) THEN 'mode must be off, shadow, canary or on'::text WHEN (((p_scenario).mode = 'canary'::text) AND ((p_scenario).canary_percent IS NULL)) THEN 'mode canary needs canary_percent, for example 10'::text WHEN (((p_scenario).canary_percent < 0) OR ((p_scenario).canary_percent > 100)) THEN 'canary_percent must lie between 0 and 100'::text WHEN (((p_scenario).jitter < '00:00:00'::interval) OR ((p_scenario).jitter > '01:00:00'::interval)) THEN 'jitter must lie between 0 and 1 hour'::text WHEN ((p_scenario).expires_after <= '00:00:00'::interval) THEN 'expires_after must be longer than nothing, for example 3 days'::text WHEN ((p_scenario).on_unknown <> ALL (ARRAY['drop'::text, 'resend'::text])) THEN 'on_unknown must be drop or resend'::text WHEN ((p_scenario).max_prompts_per_run <= 0) THEN 'max_prompts_per_run must be at least 1, or null for no limit'::text WHEN (NOT isfinite((p_scenario).evaluated_through)) THEN 'evaluated_through must be a moment, not infinity'::text ELSE NULL::text END;
+
+CREATE FUNCTION herald.schema_version(p_program integer) RETURNS TABLE(version integer, breaking boolean)
+    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -545,7 +597,8 @@ ALTER TABLE ONLY herald.setting FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE herald.shipped_function (
     signature text NOT NULL,
-    fingerprint text NOT NULL
+    fingerprint text NOT NULL,
+    grantees text[] NOT NULL
 );
 
 ALTER TABLE ONLY herald.shipped_function FORCE ROW LEVEL SECURITY;
@@ -697,11 +750,19 @@ ALTER TABLE ONLY herald.scenario
 
 CREATE POLICY coordinator_delete ON herald.scenario FOR DELETE TO authenticated USING ((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)));
 
-CREATE POLICY coordinator_insert ON herald.scenario FOR INSERT TO authenticated WITH CHECK (((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)) AND (organisation_id IN ( SELECT herald.my_organisations() AS my_organisations))));
+CREATE POLICY coordinator_insert ON herald.scenario FOR INSERT TO authenticated WITH CHECK ((((organisation_id, chapter_id) IN ( SELECT s.organisation_id,
+    s.chapter_id
+   FROM herald.my_scopes() s(organisation_id, chapter_id))) OR (chapter_id IN ( SELECT s.chapter_id
+   FROM herald.my_scopes() s(organisation_id, chapter_id)
+  WHERE (s.organisation_id IS NULL)))));
 
 CREATE POLICY coordinator_read ON herald.scenario FOR SELECT TO authenticated USING (((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)) OR ((chapter_id IS NULL) AND (organisation_id IN ( SELECT herald.my_organisations() AS my_organisations)))));
 
-CREATE POLICY coordinator_update ON herald.scenario FOR UPDATE TO authenticated USING ((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters))) WITH CHECK (((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)) AND (organisation_id IN ( SELECT herald.my_organisations() AS my_organisations))));
+CREATE POLICY coordinator_update ON herald.scenario FOR UPDATE TO authenticated USING ((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters))) WITH CHECK ((((organisation_id, chapter_id) IN ( SELECT s.organisation_id,
+    s.chapter_id
+   FROM herald.my_scopes() s(organisation_id, chapter_id))) OR (chapter_id IN ( SELECT s.chapter_id
+   FROM herald.my_scopes() s(organisation_id, chapter_id)
+  WHERE (s.organisation_id IS NULL)))));
 
 ALTER TABLE herald.device_token ENABLE ROW LEVEL SECURITY;
 
@@ -774,8 +835,6 @@ GRANT ALL ON TYPE herald.candidate TO service_role;
 
 GRANT SELECT,DELETE ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(scenario_id) ON TABLE herald.scenario TO authenticated;
-
 GRANT INSERT(scenario_type),UPDATE(scenario_type) ON TABLE herald.scenario TO authenticated;
 
 GRANT INSERT(organisation_id),UPDATE(organisation_id) ON TABLE herald.scenario TO authenticated;
@@ -816,9 +875,15 @@ GRANT INSERT(max_prompts_per_run),UPDATE(max_prompts_per_run) ON TABLE herald.sc
 
 REVOKE ALL ON FUNCTION herald.candidates(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.candidates_between(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone, p_most integer, OUT candidates herald.candidate[], OUT through timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.check_device_token(p_token text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.check_notification_id(p_notification_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.check_scenario() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.checked_scenario(p_scenario herald.scenario) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamp with time zone) TO herald_daemon;
@@ -834,6 +899,8 @@ GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone
 REVOKE ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.due_expiry(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
 
@@ -859,6 +926,8 @@ REVOKE ALL ON FUNCTION herald.evaluate_touched(p_limit integer, p_now timestamp 
 GRANT ALL ON FUNCTION herald.evaluate_touched(p_limit integer, p_now timestamp with time zone) TO herald_daemon;
 
 REVOKE ALL ON FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.held_text(p_scenario herald.scenario, p_wanted text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) TO herald_daemon;
@@ -896,6 +965,12 @@ GRANT ALL ON FUNCTION herald.my_organisations() TO service_role;
 
 REVOKE ALL ON FUNCTION herald.may_read(p_organisation uuid, p_chapter uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.moment_text(p_at timestamp with time zone, p_time_zone text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.my_scopes() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.my_scopes() TO authenticated;
+GRANT ALL ON FUNCTION herald.my_scopes() TO service_role;
+
 REVOKE ALL ON FUNCTION herald.notification_content(p_notification_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.notification_content(p_notification_id uuid) TO authenticated;
 
@@ -904,6 +979,8 @@ REVOKE ALL ON FUNCTION herald.params_problem(p_schema jsonb, p_params jsonb) FRO
 REVOKE ALL ON FUNCTION herald.prompt_counts() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.prompt_counts() TO herald_daemon;
 GRANT ALL ON FUNCTION herald.prompt_counts() TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.pushes_planned(p_user uuid, p_at timestamp with time zone, p_time_zone text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.pushes_today(p_user uuid, p_at timestamp with time zone, p_time_zone text) FROM PUBLIC;
 
@@ -926,6 +1003,12 @@ REVOKE ALL ON FUNCTION herald.ring() FROM PUBLIC;
 REVOKE ALL ON FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.scenario_for_caller(p_scenario uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.scenario_problem(p_scenario herald.scenario) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.schema_version(p_program integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.schema_version(p_program integer) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.schema_version(p_program integer) TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.set_opt_out(p_scenario_type text, p_opted_out boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.set_opt_out(p_scenario_type text, p_opted_out boolean) TO authenticated;
