@@ -16,7 +16,10 @@ declare
 begin
   held := false;
   -- Nobody due and nobody who could be withdrawn: done, the most common case.
-  if p_candidates = '{}' and p_users is null then
+  if p_candidates = '{}' and (p_users is null or not exists (
+    select from herald.prompt as p
+    where p.user_id = any (p_users) and p.scenario_type = p_scenario.scenario_type and p.status = 'ready'
+  )) then
     candidates := 0;
     prompts := 0;
     suppressed := '{}';
@@ -282,7 +285,9 @@ revoke all on function herald.touched_from from public;
 
 -- The event-driven run: takes up to p_limit touched rows and evaluates just those people, looking back as far as a
 -- prompt may still be sent. A scenario that fails or is held keeps its place through catch_up_from. Scenarios in the
--- shadow have nothing to send, and the scheduled run counts each of their candidates once.
+-- shadow have nothing to send, and the scheduled run counts each of their candidates once. Scenarios that none of these
+-- people belong to are passed over; what waits for people who are gone is stopped by the claim.
+-- Generic plans: for a few people, planning would take most of the time from a change to its push.
 create or replace function herald.evaluate_touched(p_limit integer default 1000, p_now timestamptz default now())
 returns table (scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
 language plpgsql security definer
@@ -290,6 +295,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 set lock_timeout = '5s'
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_users uuid[];
@@ -312,6 +318,11 @@ begin
     select s.*
     from herald.scenario as s
     where s.mode in ('on', 'canary') and s.held_at is null
+      and exists (
+        select from herald.source_recipient as r
+        where r.user_id = any (v_users) and r.organisation_id = s.organisation_id
+          and (s.chapter_id is null or r.chapter_id = s.chapter_id)
+      )
     order by s.priority desc, s.scenario_id
   loop
     v_began := clock_timestamp();

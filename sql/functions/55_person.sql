@@ -6,6 +6,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_scenario herald.scenario;

@@ -37,7 +37,8 @@ begin
       case
         when greatest(q.due_at, s.started_at) + s.expires_after <= p_now then 'expired'
         when s.mode in ('off', 'shadow') then s.mode
-        when not r.is_active then 'inactive_recipient'
+        when r.user_id is null then 'unknown_recipient'
+        when r.is_active is not true then 'inactive_recipient'
         when exists (
           select from herald.opt_out as o
           where o.user_id = q.user_id and (o.scenario_type = q.scenario_type or o.scenario_type is null)
