@@ -1,0 +1,139 @@
+"""Real daemons for tests: `pgherald run` as a child process, its log as events, its metrics as numbers.
+
+Everything is waited for, nothing is slept on; a daemon that a test leaves running is stopped with the block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from pgherald.emulator.client import EmulatorClient
+
+
+@dataclass(slots=True)
+class Daemon:
+    """One `pgherald run`. Its log is in `log_path`, its state (the spool) in `state_dir`."""
+
+    process: subprocess.Popen[bytes]
+    log_path: Path
+    state_dir: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """All that it wrote to stderr."""
+        return self.log_path.read_text()
+
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Its log lines so far, or those of one event; a line that is still being written is left out."""
+        lines = [json.loads(line) for line in self.log.splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in lines if name in (None, line["event"])]
+
+    def wait_for_event(self, name: str, *, count: int = 1, seconds: float = 20) -> dict[str, Any]:
+        """The `count`-th event of that name, once it is there; fails with the log when it does not come."""
+        found = wait_for(lambda: self.events(name)[count - 1 : count], seconds, lambda: self._post_mortem(name))
+        return dict(found[0])
+
+    def wait_ready(self, seconds: float = 20) -> None:
+        self.wait_for_event("ready", seconds=seconds)
+
+    @property
+    def address(self) -> str:
+        """Where it serves metrics and health."""
+        return str(self.wait_for_event("starting")["listen"])
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of one of its pages."""
+        request = urllib.request.Request(f"http://{self.address}{path}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def metric(self, series: str) -> float:
+        """The value of a series, written as the exposition has it: `pgherald_prompts_total{...}`."""
+        found = re.search(rf"^{re.escape(series)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
+        assert found is not None, f"no series {series}"
+        return float(found[1])
+
+    def stop(self, seconds: float = 20) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def _post_mortem(self, name: str) -> str:
+        return f"no event {name!r}; exit code {self.process.poll()}; the log:\n{self.log}"
+
+
+@contextmanager
+def running_daemon(
+    dsn: str, emulator: EmulatorClient, directory: Path, settings: Mapping[str, str] | None = None, *, ready: bool = True
+) -> Iterator[Daemon]:
+    """Run a daemon with its state and log in `directory`; ready when the block begins, unless told not to wait."""
+    state_dir = directory / "state"
+    log_path = directory / "daemon.log"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PGHERALD_", "PG"))}
+    environment |= {
+        "PGHERALD_DATABASE_URL": dsn,
+        "PGHERALD_STATE_DIR": str(state_dir),
+        "PGHERALD_METRICS_LISTEN": "127.0.0.1:0",
+        "PGHERALD_SCHEDULER": "off",
+        **emulator.environment,
+        **(settings or {}),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pgherald.cli", "run"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    daemon = Daemon(process, log_path, state_dir)
+    try:
+        if ready:
+            daemon.wait_ready()
+        yield daemon
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            daemon.kill()
+
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 20, otherwise: Callable[[], str] | None = None) -> T:
+    """What `condition` returns once it is truthy; fails with the words of `otherwise` when it does not become so."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(otherwise() if otherwise else f"still not so after {seconds} s")
+        time.sleep(0.02)
+    return found
