@@ -36,7 +36,7 @@ create or replace function herald.why_milestone(p_scenario herald.scenario, p_us
 returns text
 language sql stable
 as $$
-  select format('%s activities; needs %s', count(*),
+  select format('%s; needs %s', count(*) || case when count(*) = 1 then ' activity' else ' activities' end,
     (select string_agg(c.value, ', ' order by c.value::integer) from jsonb_array_elements_text(p_scenario.params -> 'counts') as c))
   from herald.source_activity as a
   where a.user_id = p_user and a.occurred_at <= p_now
