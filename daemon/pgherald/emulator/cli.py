@@ -44,14 +44,17 @@ what it did:
   GET /emulator/messages?since=SEQ   GET /emulator/counters   DELETE /emulator/messages"""
 
 
+_TEXTS: Any = {
+    "description": _DESCRIPTION,
+    "epilog": _EPILOG,
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+}
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Adds the command; its arguments go to `run`."""
     parser = subparsers.add_parser(
-        "fcm-emulator",
-        help="a local FCM v1 and OAuth endpoint to try and test against",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "fcm-emulator", help="a local FCM v1 and OAuth endpoint to try and test against", **_TEXTS
     )
     _add_arguments(parser)
     return parser
@@ -60,6 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--listen", type=_address, default=Address("127.0.0.1", 9499), metavar="HOST:PORT", help="default: %(default)s")
+    add("--url", type=_url, help="how clients reach it, if not by --listen (a container's name, a proxy)")
     add("--tls-listen", type=_address, metavar="HOST:PORT", help="also listen with TLS (HTTP/2 by ALPN)")
     add("--tls-certificate", type=Path, metavar="FILE", help="write the TLS port's certificate here, to be trusted")
     add("--project", default="demo", help="the Firebase project it plays (default: %(default)s)")
@@ -92,12 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command on its own, without the rest of pgherald."""
-    parser = argparse.ArgumentParser(
-        prog="pgherald fcm-emulator",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(prog="pgherald fcm-emulator", **_TEXTS)
     _add_arguments(parser)
     return run(parser.parse_args(argv))
 
@@ -113,6 +112,7 @@ async def _serve(args: argparse.Namespace) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with Emulator.start(
             listen=args.listen,
+            url=args.url,
             tls_listen=args.tls_listen,
             project=args.project,
             credentials=args.credentials,
@@ -176,6 +176,12 @@ def _address(text: str) -> Address:
         return Address.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not begin with http:// or https://")
+    return text.rstrip("/")
 
 
 def _count(text: str) -> int:

@@ -24,9 +24,20 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class EmulatorClient:
-    """Speaks the control routes of the emulator at `endpoint`, in this process or another."""
+    """Speaks the control routes of a running emulator, in this process (from another thread) or in another."""
 
     endpoint: str
+    credentials_path: Path
+    tls_endpoint: str | None
+    certificate_path: Path | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings that point pgherald at it."""
+        return {
+            "PGHERALD_FCM_ENDPOINT": self.endpoint,
+            "PGHERALD_FCM_CREDENTIALS": str(self.credentials_path),
+        }
 
     def messages(self, since: int = 0) -> list[dict[str, Any]]:
         """All that is kept of what was accepted after `since`, oldest first."""
@@ -82,17 +93,6 @@ class EmulatorProcess(EmulatorClient):
     """An emulator that runs as a process of its own."""
 
     process: subprocess.Popen[str]
-    credentials_path: Path
-    tls_endpoint: str | None
-    certificate_path: Path | None
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The settings that point pgherald at it."""
-        return {
-            "PGHERALD_FCM_ENDPOINT": self.endpoint,
-            "PGHERALD_FCM_CREDENTIALS": str(self.credentials_path),
-        }
 
     def kill(self) -> None:
         """SIGKILL: no answer that is under way gets out; what it accepted is in its log file."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from email.utils import formatdate
+from http.client import responses
 from typing import TYPE_CHECKING, Final, assert_never
 
 import h11
@@ -15,20 +16,16 @@ from pgherald.emulator.app import App, Reply, Request
 from pgherald.emulator.faults import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pgherald.emulator.answers import Answer
+    from pgherald.emulator.link import Link
 
 MAX_BODY: Final = 1 << 20
 
 
 class Http1:
-    """`write` and `close` are the transport's; `reset` closes with a TCP reset."""
-
-    def __init__(self, app: App, transport: asyncio.Transport, reset: Callable[[], None]) -> None:
+    def __init__(self, app: App, link: Link) -> None:
         self._app = app
-        self._transport = transport
-        self._reset = reset
+        self._link = link
         self._h11 = h11.Connection(h11.SERVER)
         self._head: h11.Request | None = None
         self._body = bytearray()
@@ -42,7 +39,7 @@ class Http1:
             self._refuse(error.error_status_hint)
 
     def _advance(self) -> None:
-        while not self._answering and not self._transport.is_closing():
+        while not self._answering and not self._link.closed:
             match self._h11.next_event():
                 case h11.Request() as head:
                     self._head = head
@@ -55,9 +52,7 @@ class Http1:
                     self._answer()
                 case h11.NEED_DATA:
                     if self._h11.they_are_waiting_for_100_continue:
-                        self._transport.write(
-                            self._h11.send(h11.InformationalResponse(status_code=100, headers=[])) or b""
-                        )
+                        self._link.write(self._h11.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
                     return
                 case _:
                     return
@@ -76,44 +71,46 @@ class Http1:
             self._deliver(reply)
 
     def _deliver(self, reply: Reply) -> None:
-        if self._transport.is_closing():
+        if self._link.closed:
             return
         match reply.wire:
             case Wire.WHOLE:
-                self._transport.write(b"".join(self._encoded(reply.answer)))
+                self._link.write(b"".join(self._encoded(reply.answer)))
                 self._next_cycle()
             case Wire.GOAWAY:
-                self._transport.write(b"".join(self._encoded(reply.answer.with_headers(("connection", "close")))))
+                self._link.write(b"".join(self._encoded(reply.answer.with_headers(("connection", "close")))))
                 self._next_cycle()
             case Wire.DROP_BEFORE | Wire.DROP_AFTER | Wire.GOAWAY_BEFORE | Wire.GOAWAY_AFTER:
-                self._reset()
+                self._link.reset()
             case Wire.SILENT:
                 pass
             case Wire.CUT_HEADERS:
                 head, _ = self._encoded(reply.answer)
-                self._transport.write(head[: len(head) // 2])
-                self._transport.close()
+                self._link.write(head[: len(head) // 2])
+                self._link.finish()
             case Wire.CUT_BODY:
                 head, body = self._encoded(reply.answer)
-                self._transport.write(head + body[: len(body) // 2])
-                self._transport.close()
+                self._link.write(head + body[: len(body) // 2])
+                self._link.finish()
             case Wire.DRIP:
                 self._drip(b"".join(self._encoded(reply.answer)), 0, reply.pause)
             case _:
                 assert_never(reply.wire)
 
     def _drip(self, data: bytes, sent: int, pause: float) -> None:
-        if self._transport.is_closing():
+        if self._link.closed:
             return
         if sent == len(data):
             self._next_cycle()
             return
-        self._transport.write(data[sent : sent + 1])
+        self._link.write(data[sent : sent + 1])
         asyncio.get_running_loop().call_later(pause, self._drip, data, sent + 1, pause)
 
     def _encoded(self, answer: Answer) -> tuple[bytes, bytes]:
         headers = [*answer.headers, ("date", formatdate(usegmt=True)), ("content-length", str(len(answer.body)))]
-        head = self._h11.send(h11.Response(status_code=answer.status, headers=headers))
+        head = self._h11.send(
+            h11.Response(status_code=answer.status, headers=headers, reason=responses.get(answer.status, ""))
+        )
         body = self._h11.send(h11.Data(data=answer.body))
         end = self._h11.send(h11.EndOfMessage())
         return head or b"", (body or b"") + (end or b"")
@@ -121,7 +118,7 @@ class Http1:
     def _next_cycle(self) -> None:
         self._answering = False
         if self._h11.our_state is h11.MUST_CLOSE:
-            self._transport.close()
+            self._link.finish()
             return
         self._h11.start_next_cycle()
         self._advance()
@@ -129,5 +126,5 @@ class Http1:
     def _refuse(self, status: int) -> None:
         if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             response = h11.Response(status_code=status, headers=[("connection", "close"), ("content-length", "0")])
-            self._transport.write(self._h11.send(response) or b"")
-        self._transport.close()
+            self._link.write(self._h11.send(response) or b"")
+        self._link.finish()

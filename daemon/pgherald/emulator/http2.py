@@ -29,13 +29,11 @@ from pgherald.emulator.app import App, Reply, Request
 from pgherald.emulator.faults import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pgherald.emulator.answers import Answer
+    from pgherald.emulator.link import Link
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_BODY: Final = 1 << 20
-_LINGER_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -49,12 +47,9 @@ class _Stream:
 
 
 class Http2:
-    """`write` and `close` are the transport's; `reset` closes with a TCP reset."""
-
-    def __init__(self, app: App, transport: asyncio.Transport, reset: Callable[[], None]) -> None:
+    def __init__(self, app: App, link: Link) -> None:
         self._app = app
-        self._transport = transport
-        self._reset = reset
+        self._link = link
         self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         self._streams: dict[int, _Stream] = {}
         self._highest = 0
@@ -65,11 +60,13 @@ class Http2:
     def receive(self, data: bytes) -> None:
         try:
             events = self._h2.receive_data(data)
-        except ProtocolError:
+        except (ProtocolError, UnicodeDecodeError):
             self._flush()
-            self._transport.close()
+            self._link.finish()
             return
         for event in events:
+            if self._link.closed:
+                return
             match event:
                 case RequestReceived(stream_id=int() as stream_id, headers=list() as headers):
                     self._begin(stream_id, headers)
@@ -84,7 +81,7 @@ class Http2:
                     for stream_id in [s for s, stream in self._streams.items() if stream.unsent]:
                         self._send_body(stream_id)
                 case ConnectionTerminated():
-                    self._transport.close()
+                    self._link.finish()
                 case _:
                     pass
         self._flush()
@@ -115,16 +112,22 @@ class Http2:
             self._deliver(stream_id, reply)
 
     def _deliver_late(self, stream_id: int, reply: Reply) -> None:
-        if stream_id in self._streams and not self._transport.is_closing():
+        if stream_id in self._streams and not self._link.closed:
             self._deliver(stream_id, reply)
             self._flush()
 
     def _deliver(self, stream_id: int, reply: Reply) -> None:
+        try:
+            self._put_on_wire(stream_id, reply)
+        except ProtocolError:  # the peer's bytes that brought the request also took it, or the connection, back
+            self._end(stream_id)
+
+    def _put_on_wire(self, stream_id: int, reply: Reply) -> None:
         match reply.wire:
             case Wire.WHOLE:
                 self._send(stream_id, reply.answer)
             case Wire.DROP_BEFORE | Wire.DROP_AFTER:
-                self._reset()
+                self._link.reset()
             case Wire.SILENT:
                 pass
             case Wire.CUT_HEADERS | Wire.CUT_BODY:
@@ -140,7 +143,7 @@ class Http2:
                 self._go_away(max((s for s in self._streams if s > stream_id), default=stream_id - 2))
             case Wire.GOAWAY_AFTER:
                 self._go_away(self._highest)
-                self._transport.close()
+                self._link.finish()
             case _:
                 assert_never(reply.wire)
 
@@ -172,7 +175,7 @@ class Http2:
         self._end(stream_id)
 
     def _drip(self, stream_id: int, body: bytes, sent: int, pause: float) -> None:
-        if stream_id not in self._streams or self._transport.is_closing():
+        if stream_id not in self._streams or self._link.closed:
             return
         if sent == len(body):
             self._h2.end_stream(stream_id)
@@ -193,14 +196,14 @@ class Http2:
         else:
             self._send_head(stream_id, reply.answer)
         frame = self._h2.data_to_send()
-        self._transport.write(frame[: len(frame) // 2])
-        self._transport.close()
+        self._link.write(frame[: len(frame) // 2])
+        self._link.finish()
 
     def _go_away(self, last: int) -> None:
         """Written past h2, which would take the connection for closed and refuse to end the streams still served."""
         self._flush()
         self._last = last
-        self._transport.write(GoAwayFrame(0, last_stream_id=last).serialize())
+        self._link.write(GoAwayFrame(0, last_stream_id=last).serialize())
         self._close_when_done()
 
     def _end(self, stream_id: int) -> None:
@@ -208,11 +211,11 @@ class Http2:
         self._close_when_done()
 
     def _close_when_done(self) -> None:
-        """The peer may hang up first: a close with its bytes unread would reset what it has not read yet."""
         if self._last is not None and not self._streams:
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.close)
+            self._flush()
+            self._link.finish()
 
     def _flush(self) -> None:
         data = self._h2.data_to_send()
-        if data and not self._transport.is_closing():
-            self._transport.write(data)
+        if data:
+            self._link.write(data)

@@ -1,4 +1,4 @@
-"""The sockets: listens in clear text and over TLS, tells HTTP/1.1 from HTTP/2, and knows how to reset a connection.
+"""The sockets: listens in clear text and over TLS, and tells HTTP/1.1 from HTTP/2.
 
 HTTP/2 is taken over TLS where ALPN agrees on it, and in clear text by prior knowledge (RFC 9113, 3.3): the connection's
 first bytes are its preface.
@@ -11,12 +11,14 @@ import contextlib
 import errno
 import socket
 import ssl
-import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import anyio
 
 from pgherald.emulator.address import Address
 from pgherald.emulator.http1 import Http1
 from pgherald.emulator.http2 import PREFACE, Http2
+from pgherald.emulator.link import Link
 from pgherald.errors import HeraldError
 
 if TYPE_CHECKING:
@@ -25,14 +27,14 @@ if TYPE_CHECKING:
 
     from pgherald.emulator.app import App
 
-# SO_LINGER on, zero seconds: close throws away what is unsent and sends RST.
-_LINGER_ZERO = struct.pack("ii", 1, 0)
+_PATIENCE_SECONDS: Final = 1.0
 
 
 class Connection(asyncio.Protocol):
     """One client: holds its first bytes until they tell the version, then hands all to `Http1` or `Http2`."""
 
     def __init__(self, app: App, connections: set[Connection]) -> None:
+        self.gone = asyncio.Event()
         self._app = app
         self._connections = connections
         self._first = b""
@@ -40,29 +42,28 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self.link = Link(transport)
         self._connections.add(self)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if tls is not None:
             version = Http2 if tls.selected_alpn_protocol() == "h2" else Http1
-            self._http = version(self._app, transport, self.reset)
+            self._http = version(self._app, self.link)
 
     def data_received(self, data: bytes) -> None:
+        if self.link.closed:
+            return
         if self._http is None:
             self._first += data
             if len(self._first) < len(PREFACE) and PREFACE.startswith(self._first):
                 return
             version = Http2 if self._first.startswith(PREFACE) else Http1
-            self._http = version(self._app, self._transport, self.reset)
+            self._http = version(self._app, self.link)
             data = self._first
         self._http.receive(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
-
-    def reset(self) -> None:
-        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        self._transport.abort()
+        self.gone.set()
 
 
 @contextlib.asynccontextmanager
@@ -76,8 +77,10 @@ async def listening(app: App, sock: socket.socket, tls: ssl.SSLContext | None = 
         yield
     finally:
         server.close()
-        for connection in tuple(connections):
-            connection.reset()
+        with anyio.move_on_after(_PATIENCE_SECONDS, shield=True):
+            for connection in tuple(connections):
+                connection.link.reset()
+                await connection.gone.wait()
 
 
 def bind(address: Address) -> socket.socket:

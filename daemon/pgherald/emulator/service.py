@@ -68,6 +68,7 @@ class Emulator:
         cls,
         *,
         listen: Address = LOOPBACK,
+        url: str | None = None,
         tls_listen: Address | None = None,
         project: str = "demo",
         credentials: Path | None = None,
@@ -79,20 +80,20 @@ class Emulator:
     ) -> AsyncIterator[Self]:
         """Runs one until the block ends.
 
-        `credentials` is made, or taken over if an emulator made it; without it, one is made for as long as this runs.
-        `certificate` is where the TLS port's certificate goes, made anew each time. The last `keep` messages stay in
-        memory, all go to `log`.
+        `url` is how clients reach it, where that is not by `listen`. `credentials` is made, or taken over if an
+        emulator made it; without it, one is made for as long as this runs. `certificate` is where the TLS port's
+        certificate goes, made anew each time. The last `keep` messages stay in memory, all go to `log`.
         Raises HeraldError if an address is taken or a file cannot be had.
         """
         async with contextlib.AsyncExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgherald-fcm-emulator-")))
             sock = stack.enter_context(bind(listen))
             address = bound_address(sock)
-            endpoint = f"http://{address}"
+            endpoint = url or f"http://{address}"
             account = ensure_service_account(
                 credentials or directory / "credentials.json", project, f"{endpoint}/token"
             )
-            audiences = frozenset({f"{endpoint}/token", f"http://localhost:{address.port}/token"})
+            audiences = frozenset(f"{base}/token" for base in (endpoint, f"http://localhost:{address.port}"))
             ledger = stack.enter_context(Ledger(log, keep))
             app = App(project, TokenEndpoint(account, audiences, token_lifetime), Faults(seed), ledger)
             tls_endpoint = certificate_path = None
