@@ -58,9 +58,9 @@ check 'import-linter' lint-imports --no-cache
 preamble="$(mktemp --suffix=.sql)"
 trap 'rm -f "$preamble"' EXIT
 printf 'create schema herald;\nset search_path = pg_catalog, pg_temp;\n' >"$preamble"
-check 'pgspot' pgspot --append "${unguarded[@]}" "$preamble" sql/migrations/*.sql sql/functions/*.sql
+check 'pgspot' python -m tests.pgspot_sql --append "${unguarded[@]}" "$preamble" sql/migrations/*.sql sql/functions/*.sql
 # Evaluators carry no search path, or Postgres could not inline them; only functions that do call them.
-check 'pgspot, evaluators' pgspot --append "${inlined[@]}" "$preamble" sql/migrations/*.sql sql/scenarios/*.sql
+check 'pgspot, evaluators' python -m tests.pgspot_sql --append "${inlined[@]}" "$preamble" sql/migrations/*.sql sql/scenarios/*.sql
 check 'squawk' squawk sql/migrations/*.sql
 if needs promtool 'Prometheus rules'; then
   check 'promtool check rules' promtool check rules --lint=all --lint-fatal "${rules[@]}"
