@@ -10,6 +10,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_scenario herald.scenario;
+  v_defaults jsonb;
   v_bad text;
   v_message text;
 begin
@@ -32,13 +33,13 @@ begin
   end if;
   -- The expressions are the catalog's own.
   execute (
-    select format('select %s', string_agg(coalesce(pg_get_expr(d.adbin, d.adrelid), 'null'), ', ' order by a.attnum))
+    select format('select jsonb_build_object(%s)', string_agg(format('%L, %s', a.attname, pg_get_expr(d.adbin, d.adrelid)), ', '))
     from pg_attribute as a
-    left join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
-    where a.attrelid = 'herald.scenario'::regclass and a.attnum > 0 and not a.attisdropped
-  ) into v_scenario;
+    join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
+    where a.attrelid = 'herald.scenario'::regclass
+  ) into v_defaults;
   begin
-    v_scenario := jsonb_populate_record(v_scenario, p_definition || '{"evaluated_from": null, "catch_up_from": null}');
+    v_scenario := jsonb_populate_record(null::herald.scenario, v_defaults || p_definition || '{"evaluated_from": null, "catch_up_from": null}');
   exception when data_exception then
     get stacked diagnostics v_message = message_text;
     raise exception 'definition: %', v_message
