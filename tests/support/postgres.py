@@ -160,7 +160,8 @@ class Database:
     def connect(self, role: str = SUPERUSER, **parameters: Any) -> psycopg.Connection:
         """A new autocommit connection that acts as `role`; `parameters` are libpq's (`application_name`, `options`)."""
         connection = psycopg.connect(self.dsn_as(role), autocommit=True, **parameters)
-        return self._open.enter_context(connection)
+        self._open.callback(connection.close)  # not its own __exit__: a test may leave a statement under way
+        return connection
 
     def connect_as_person(self, user_id: UUID | str, role: str = "authenticated") -> psycopg.Connection:
         """A connection as the API makes it for a person's JWT: the role, and the claims with `sub` = user_id."""
