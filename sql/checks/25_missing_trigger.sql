@@ -1,0 +1,38 @@
+-- What is watched is watched whole; and something is, or changes wait for the scheduled run.
+select
+  format('table %s is watched, but has no trigger %s', w.tgrelid::pg_catalog.regclass, k.tgname) as problem,
+  format('select herald.watch(%L, %L)', w.tgrelid::pg_catalog.regclass, w.user_column) as remedy
+from (
+  select t.tgrelid, min(split_part(encode(t.tgargs, 'escape'), '\000', 1)) as user_column
+  from pg_catalog.pg_trigger as t
+  where t.tgfoid = pg_catalog.to_regproc('herald.touch')
+  group by t.tgrelid
+) as w
+cross join (values ('herald_touch_insert'), ('herald_touch_update'), ('herald_touch_delete')) as k (tgname)
+where not exists (
+  select from pg_catalog.pg_trigger as t
+  where t.tgrelid = w.tgrelid and t.tgname = k.tgname and t.tgfoid = pg_catalog.to_regproc('herald.touch')
+)
+union all
+select
+  format('no table that herald.%s reads is watched: its changes wait for the scheduled run', s.source),
+  format('select herald.watch(%L, %L)', min(s.relation::pg_catalog.regclass::text),
+    coalesce(min(a.attname), '<the column with the user_id>'))
+from herald.source_tables() as s
+join pg_catalog.pg_class as c on c.oid = s.relation and c.relkind in ('r', 'p')
+left join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attname = 'user_id'
+where s.source <> 'source_coordinator'
+group by s.source
+having not bool_or(exists (
+  select from pg_catalog.pg_trigger as t
+  where t.tgrelid = s.relation and t.tgfoid = pg_catalog.to_regproc('herald.touch')
+))
+union all
+select
+  'trigger check_scenario on herald.scenario is missing: scenarios are not validated',
+  'pgherald migrate'
+where not exists (
+  select from pg_catalog.pg_trigger as t
+  where t.tgrelid = pg_catalog.to_regclass('herald.scenario') and t.tgname = 'check_scenario'
+)
+order by 1;
