@@ -92,7 +92,12 @@ class Daemon:
 
 @contextmanager
 def running_daemon(
-    dsn: str, emulator: EmulatorClient, directory: Path, settings: Mapping[str, str] | None = None, *, ready: bool = True
+    dsn: str,
+    emulator: EmulatorClient,
+    directory: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    ready: bool = True,
 ) -> Iterator[Daemon]:
     """Run a daemon with its state and log in `directory`; ready when the block begins, unless told not to wait."""
     state_dir = directory / "state"

@@ -1,0 +1,338 @@
+"""The pieces that the daemon runs on, as a library: real database, real HTTP to the emulator, dependencies injected."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from pgherald.config import LogLevel
+from pgherald.dispatcher import (
+    Dependencies,
+    DispatchConfig,
+    PushNotificationDispatcher,
+    evaluate_and_dispatch,
+)
+from pgherald.emulator.service import Emulator
+from pgherald.fcm import FcmClient, HttpxTransport
+from pgherald.log import configure
+from pgherald.metrics import Metrics
+from pgherald.model import DispatchSummary, Failed, NoToken, Sent, TokenRevoked, UserId
+from pgherald.oauth import OAuth, load_credentials
+from pgherald.pacing import Pacing
+from pgherald.recorder import Recorder
+from pgherald.spool import Spool
+from pgherald.store import Store
+from tests.support.organisation import Organisation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+    from uuid import UUID
+
+    import psycopg
+
+    from pgherald.model import Prompt
+    from tests.support.postgres import Database
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class Bench:
+    """Everything that a dispatcher works with, as the service puts it together."""
+
+    store: Store
+    spool: Spool
+    recorder: Recorder
+    dispatcher: PushNotificationDispatcher
+    emulator: Emulator
+    metrics: Metrics
+    config: DispatchConfig
+
+    async def claim(self) -> Sequence[Prompt]:
+        return (await self.store.claim("a test", 100, self.config.lease)).prompts
+
+
+@pytest.fixture
+async def bench(database: Database, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with build(database, tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def build(database: Database, directory: Path, *, max_in_flight: int = 10) -> AsyncIterator[Bench]:
+    metrics = Metrics()
+    config = DispatchConfig(owner="a test", max_in_flight=max_in_flight, send_deadline=1.0)
+    async with (
+        Emulator.start() as emulator,
+        Store(database.daemon_dsn) as store,
+        HttpxTransport(max_in_flight) as transport,
+    ):
+        credentials, project = load_credentials(emulator.credentials_path, None)
+        spool = Spool.open(directory, metrics)
+        try:
+            recorder = Recorder(store, spool, metrics)
+            sender = FcmClient(transport, OAuth(credentials), emulator.endpoint, project)
+            dispatcher = PushNotificationDispatcher(sender, recorder, Pacing(10_000), metrics, config)
+            yield Bench(store, spool, recorder, dispatcher, emulator, metrics, config)
+        finally:
+            await spool.close()
+
+
+@pytest.fixture
+def organisation(db: psycopg.Connection) -> Organisation:
+    return Organisation(db)
+
+
+def enqueue_all(organisation: Organisation, people: Sequence[UUID], **scenario: object) -> UUID:
+    """One ready prompt for each of them, in this order."""
+    scenario_id = organisation.scenario(**scenario)
+    for place, person in enumerate(people):
+        prompt_id, gate = organisation.enqueue(scenario_id, person)
+        assert prompt_id is not None, gate
+        organisation.db.execute(
+            "update herald.prompt set not_before = now() - make_interval(secs => %s) where prompt_id = %s",
+            (len(people) - place, prompt_id),
+        )
+    return scenario_id
+
+
+async def test_three_prompts_sent_make_three_histories(bench: Bench, organisation: Organisation) -> None:
+    people = [organisation.mentor(f"phone-{n}") for n in range(3)]
+    enqueue_all(organisation, people)
+    assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(3, 0, 0)
+    assert sorted(organisation.histories()) == sorted((p, "dispatched", None, 1) for p in people)
+    assert sorted(person for person, _, _ in organisation.notifications()) == sorted(people)
+    assert len(bench.emulator.messages) == 3
+    assert bench.spool.entries == 0
+
+
+async def test_one_failure_never_stops_the_rest(bench: Bench, organisation: Organisation) -> None:
+    people = [organisation.mentor("phone-1"), organisation.mentor("invalid-field-2"), organisation.mentor("phone-3")]
+    enqueue_all(organisation, people)
+    assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(2, 1, 0)
+    told = {person: status for person, status, _, _ in organisation.histories()}
+    assert [told[person] for person in people] == ["dispatched", "failed", "dispatched"]
+    assert {person for person, _, _ in organisation.notifications()} == {people[0], people[2]}
+
+
+async def test_no_prompts_are_zeros_and_no_call(bench: Bench) -> None:
+    assert await bench.dispatcher.dispatch_prompts([]) == DispatchSummary(0, 0, 0)
+    assert bench.emulator.ledger.counters() == {
+        "accepted": 0,
+        "validated": 0,
+        "access_tokens": 0,
+        "rejected": {},
+        "faults": {},
+    }
+
+
+async def test_sent_but_unrecorded_is_told_and_never_sent_again(
+    bench: Bench, organisation: Organisation, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure(LogLevel.INFO)
+    person = organisation.mentor("phone-1")
+    enqueue_all(organisation, [person])
+    prompts = await bench.claim()
+    organisation.db.execute("alter function herald.settle rename to settle_away")
+    assert await bench.dispatcher.dispatch_prompts(prompts) == DispatchSummary(1, 0, 0)
+    line = next(line for line in capfd.readouterr().err.splitlines() if "record_failed" in line)
+    assert '"level":"critical"' in line
+    for detail in (str(prompts[0].prompt_id), str(prompts[0].notification_id), bench.emulator.messages[0].name):
+        assert detail in line
+    assert "phone-1" not in line
+    assert organisation.notifications() == []
+    assert bench.spool.entries == 1
+    organisation.db.execute("alter function herald.settle_away rename to settle")
+    await bench.recorder.pay()
+    assert [row[2] for row in organisation.notifications()] == [prompts[0].prompt_id]
+    assert organisation.histories() == [(person, "dispatched", None, 1)]
+    assert len(bench.emulator.messages) == 1
+    assert bench.spool.entries == 0
+
+
+async def test_without_a_device_token_a_prompt_is_skipped(bench: Bench, organisation: Organisation) -> None:
+    person = organisation.mentor("phone-1")
+    enqueue_all(organisation, [person])
+    organisation.db.execute("delete from herald.device_token")
+    prompts = await bench.claim()
+    assert await bench.dispatcher.dispatch(prompts[0]) == NoToken()
+    assert await bench.dispatcher.dispatch_prompts(prompts) == DispatchSummary(0, 0, 1)
+    assert organisation.prompts() == {person: ("skipped", "no_device_token")}
+    assert organisation.histories() == [(person, "skipped", "no_device_token", 1)]
+    assert organisation.notifications() == []
+    assert bench.emulator.messages == []
+
+
+async def test_a_revoked_token_is_revoked_once_however_many_report_it(bench: Bench, organisation: Organisation) -> None:
+    person = organisation.mentor("unregistered-1")
+    for n in range(5):
+        scenario_type = ["milestone", "follow_up", "inactivity", "expiry", "milestone"][n]
+        params = [
+            {"counts": [1]},
+            {"activity_type": "contact", "after_days": 1},
+            {"days": 1},
+            {"days_before": [1]},
+            {"counts": [2]},
+        ][n]
+        scenario_id = organisation.scenario(scenario_type, params)
+        organisation.enqueue(scenario_id, person)
+    prompts = await bench.claim()
+    assert len(prompts) == 4  # of two scenarios of one type, one
+    summary = await bench.dispatcher.dispatch_prompts(prompts)
+    assert summary == DispatchSummary(0, 4, 0)
+    assert bench.metrics.tokens_revoked_total.value("UNREGISTERED") == 1
+    assert {row[1:3] for row in organisation.histories()} == {("failed", "UNREGISTERED")}
+    assert organisation.notifications() == []
+    row = organisation.db.execute("select revoked_reason from herald.device_token").fetchone()
+    assert row == ("UNREGISTERED",)
+
+
+async def test_a_device_that_came_back_meanwhile_is_not_revoked(bench: Bench, organisation: Organisation) -> None:
+    person = organisation.mentor("unregistered-1")
+    enqueue_all(organisation, [person])
+    prompts = await bench.claim()
+    organisation.db.execute("update herald.device_token set last_seen_at = now()")
+    await bench.dispatcher.dispatch_prompts(prompts)
+    assert organisation.db.execute("select revoked_at from herald.device_token").fetchone() == (None,)
+
+
+async def test_the_next_device_is_tried_when_one_is_gone(bench: Bench, organisation: Organisation) -> None:
+    person = organisation.mentor("phone-old", "unregistered-new")
+    enqueue_all(organisation, [person])
+    result = await bench.dispatcher.dispatch((await bench.claim())[0])
+    assert isinstance(result, Sent)
+    assert [each.device.token.reveal() for each in result.revoked] == ["unregistered-new"]
+    assert [message.token for message in bench.emulator.messages] == ["phone-old"]
+
+
+async def test_no_device_left_is_token_revoked_with_the_code_of_fcm(bench: Bench, organisation: Organisation) -> None:
+    person = organisation.mentor("unregistered-1", "unregistered-2")
+    enqueue_all(organisation, [person])
+    result = await bench.dispatcher.dispatch((await bench.claim())[0])
+    assert isinstance(result, TokenRevoked)
+    assert (result.error_code, len(result.revoked)) == ("UNREGISTERED", 2)
+
+
+async def test_all_devices_means_each_once(bench: Bench, organisation: Organisation) -> None:
+    person = organisation.mentor("phone-1", "unregistered-2", "phone-3")
+    enqueue_all(organisation, [person], devices="all")
+    assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
+    assert sorted(message.token for message in bench.emulator.messages) == ["phone-1", "phone-3"]
+    assert len(organisation.notifications()) == 1
+    assert len(organisation.histories()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ("status=503", "ready", "UNAVAILABLE"),
+        ("code=QUOTA_EXCEEDED,retry_after=30", "ready", "QUOTA_EXCEEDED"),
+        ("status=502", "unknown", "BAD_ANSWER"),
+        ("drop_after", "unknown", "CONNECTION_LOST"),
+        ("silent", "unknown", "TIMEOUT"),
+    ],
+)
+async def test_what_fcm_answers_decides_what_becomes_of_a_prompt(
+    bench: Bench, organisation: Organisation, fault: str, status: str, code: str
+) -> None:
+
+    person = organisation.mentor("phone-1")
+    enqueue_all(organisation, [person])
+    bench.emulator.faults.set(fault)
+    result = (await bench.dispatcher.dispatch_prompts(await bench.claim()),)
+    assert result == (DispatchSummary(0, 1, 0),)
+    assert organisation.prompts()[person][0] == status
+    assert [row[1:3] for row in organisation.histories()] == [("failed" if status == "ready" else "unknown", code)]
+    assert organisation.notifications() == []
+    if status == "ready":
+        row = organisation.db.execute("select not_before > now() + interval '5 seconds' from herald.prompt").fetchone()
+        assert row == (True,)
+
+
+async def test_no_more_than_max_in_flight_at_once(
+    database: Database, organisation: Organisation, tmp_path: Path
+) -> None:
+
+    people = [organisation.mentor(f"phone-{n}") for n in range(12)]
+    enqueue_all(organisation, people)
+    async with build(database, tmp_path, max_in_flight=3) as bench:
+        bench.emulator.faults.set("latency=0.05")
+        most = 0.0
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                nonlocal most
+                while True:
+                    most = max(most, bench.metrics.in_flight.value())
+                    await anyio.sleep(0.005)
+
+            tasks.start_soon(watch)
+            summary = await bench.dispatcher.dispatch_prompts(await bench.claim())
+            tasks.cancel_scope.cancel()
+    assert summary == DispatchSummary(12, 0, 0)
+    assert most == 3
+
+
+async def test_a_claim_that_was_slept_past_is_not_sent(bench: Bench, organisation: Organisation) -> None:
+    person = organisation.mentor("phone-1")
+    enqueue_all(organisation, [person])
+    prompt = (await bench.store.claim("a test", 1, timedelta(seconds=4))).prompts[0]
+
+    late = replace(prompt, claimed_mono=prompt.claimed_mono - 5)
+    result = await bench.dispatcher.dispatch(late)
+    assert isinstance(result, Failed)
+    assert (result.error_code, result.transient) == ("LEASE_EXPIRED", True)
+    assert bench.emulator.messages == []
+
+
+async def test_a_cancelled_batch_gives_back_what_it_had_not_begun(
+    database: Database, organisation: Organisation, tmp_path: Path
+) -> None:
+
+    people = [organisation.mentor(f"phone-{n}") for n in range(3)]
+    enqueue_all(organisation, people)
+    async with build(database, tmp_path, max_in_flight=1) as bench:
+        bench.emulator.faults.set("silent")
+        prompts = await bench.claim()
+        with anyio.move_on_after(0.3):
+            await bench.dispatcher.dispatch_prompts(prompts)
+    statuses = sorted(status for status, _ in organisation.prompts().values())
+    assert statuses == ["ready", "ready", "unknown"]
+    assert [row[1] for row in organisation.histories()] == ["unknown"]
+
+
+async def test_evaluate_and_dispatch_twice_is_one_push_and_one_notification(
+    bench: Bench, organisation: Organisation
+) -> None:
+    organisation.scenario()
+    person = UserId(organisation.mentor("phone-1"))
+    organisation.activity(person)
+    deps = Dependencies(bench.store, bench.dispatcher)
+    assert await evaluate_and_dispatch(person, "milestone", bench.config, deps) == DispatchSummary(1, 0, 0)
+    assert await evaluate_and_dispatch(person, "milestone", bench.config, deps) == DispatchSummary(0, 0, 0)
+    assert len(bench.emulator.messages) == 1
+    assert len(organisation.notifications()) == 1
+
+
+async def test_two_evaluations_at_once_make_one_prompt(bench: Bench, organisation: Organisation) -> None:
+    organisation.scenario()
+    person = UserId(organisation.mentor("phone-1"))
+    organisation.activity(person)
+    deps = Dependencies(bench.store, bench.dispatcher)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(evaluate_and_dispatch, person, "milestone", bench.config, deps)
+    assert len(organisation.prompts()) == 1
+    assert len(bench.emulator.messages) == 1
+    assert len(organisation.notifications()) == 1
