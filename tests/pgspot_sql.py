@@ -1,7 +1,7 @@
 """pgspot for `make check`, told about two things in which it gives up on the whole file.
 
-A standard SQL body (`return ...`, `begin atomic`): Postgres binds its names when the function is made, so what counts is
-the search path of the script, which pgspot knows; the body is read as part of the script.
+A standard SQL body (`return ...`, `begin atomic`): Postgres binds its names when the function is made, so it is
+the search path of the script that counts, which pgspot knows; the body is read as part of the script.
 A variable of a table's type: the parser without a database does not know its fields; it is read as a record.
 Run as `python -m tests.pgspot_sql`, with pgspot's own arguments.
 """
