@@ -6,6 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 failed=()
 skipped=()
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
 
 check() { # check NAME COMMAND...: run it, tell how it went
   local name="$1" output status
@@ -27,12 +29,14 @@ needs() { # needs TOOL NAME: whether the tool is there; if not, NAME is skipped
   return 1
 }
 
-quiet() { # quiet COMMAND...: as the command, but anything on stderr is a failure too
-  local errors status
-  errors="$("$@" 2>&1 >/dev/null)"
+verify_unit() { # verify_unit FILE: systemd-analyze exits 0 on unknown settings, so anything that it says is a failure
+  local said status
+  # The program that the unit starts is not installed here; everything else is as it is.
+  sed -E 's#^(Exec[A-Za-z]+=[-+!@:|]*)[^ ]+#\1/bin/true#' "$1" >"$scratch/${1##*/}"
+  said="$(systemd-analyze verify --man=no "$scratch/${1##*/}" 2>&1)"
   status=$?
-  printf '%s\n' "$errors"
-  [[ -z "$errors" ]] && return "$status"
+  printf '%s\n' "$said"
+  [[ -z "$said" ]] && return "$status"
   return 1
 }
 
@@ -55,8 +59,7 @@ check 'ruff check' ruff check .
 check 'mypy' mypy
 check 'import-linter' lint-imports --no-cache
 # The schema and the search path as migrate has them when it runs these files.
-preamble="$(mktemp --suffix=.sql)"
-trap 'rm -f "$preamble"' EXIT
+preamble="$scratch/preamble.sql"
 printf 'create schema herald;\nset search_path = pg_catalog, pg_temp;\n' >"$preamble"
 check 'pgspot' python -m tests.pgspot_sql --append "${unguarded[@]}" "$preamble" sql/migrations/*.sql sql/functions/*.sql
 # Evaluators carry no search path, or Postgres could not inline them; only functions that do call them.
@@ -67,8 +70,8 @@ if needs promtool 'Prometheus rules'; then
   check 'promtool test rules' promtool test rules "${rule_tests[@]}"
 fi
 if needs systemd-analyze 'systemd unit'; then
-  check 'systemd-analyze verify' quiet systemd-analyze verify --man=no "${units[@]}"
   for unit in "${units[@]}"; do
+    check "systemd-analyze verify $unit" verify_unit "$unit"
     check "systemd-analyze security $unit" systemd-analyze security --no-pager --offline=true --threshold=12 "$unit"
   done
 fi
