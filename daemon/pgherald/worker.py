@@ -88,16 +88,15 @@ class Worker:
         async with anyio.create_task_group() as batches:
             while not self._stopping:
                 try:
-                    plenty = await self._turn(batches)
-                    if not plenty:
-                        waiting = await self._store.waiting()
-                        failures = 0
-                        self._health.clear("database_away")
-                        if self._has_work(waiting):
-                            await self._locks.stay_awake()
-                        else:
-                            self.drained.set()
-                            await self._rest(waiting)
+                    busy = await self._turn(batches)
+                    waiting = None if busy else await self._store.waiting()
+                    failures = 0
+                    self._health.clear("database_away")
+                    if waiting is None or self._has_work(waiting):
+                        await self._locks.stay_awake()
+                    else:
+                        self.drained.set()
+                        await self._rest(waiting)
                 except (*STORE_ERRORS, TimeoutError) as error:
                     failures += 1
                     self._health.set_unready("database_away")

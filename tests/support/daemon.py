@@ -32,6 +32,7 @@ class Daemon:
     process: subprocess.Popen[bytes]
     log_path: Path
     state_dir: Path
+    log_start: int = 0
 
     @property
     def pid(self) -> int:
@@ -39,8 +40,8 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """All that it wrote to stderr."""
-        return self.log_path.read_text()
+        """All that it wrote to stderr; a daemon before it in the same directory wrote to the same file."""
+        return self.log_path.read_bytes()[self.log_start :].decode()
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """Its log lines so far, or those of one event; a line that is still being written is left out."""
@@ -113,6 +114,7 @@ def running_daemon(
     }
     directory.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log:
+        log_start = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "pgherald.cli", "run"],
             env=environment,
@@ -120,7 +122,7 @@ def running_daemon(
             stdout=log,
             stderr=log,
         )
-    daemon = Daemon(process, log_path, state_dir)
+    daemon = Daemon(process, log_path, state_dir, log_start)
     try:
         if ready:
             daemon.wait_ready()

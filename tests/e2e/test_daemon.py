@@ -1,0 +1,373 @@
+"""The daemon as a process: rows are written as the app writes them, and what reached FCM is read from the emulator."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from pgherald.emulator.client import emulator_process
+from tests.support.daemon import Daemon, running_daemon, wait_for
+from tests.support.organisation import Organisation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pgherald.emulator.client import EmulatorProcess
+    from tests.support.postgres import Database
+
+
+@pytest.fixture(scope="module")
+def shared_emulator() -> Iterator[EmulatorProcess]:
+    with emulator_process() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(shared_emulator: EmulatorProcess) -> Iterator[EmulatorProcess]:
+    shared_emulator.clear()
+    yield shared_emulator
+    shared_emulator.set_faults()
+
+
+@pytest.fixture
+def organisation(db: psycopg.Connection) -> Organisation:
+    return Organisation(db)
+
+
+@pytest.fixture
+def daemon(database: Database, emulator: EmulatorProcess, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that would not look by itself for a minute: what it finds, it was told."""
+    with running_daemon(database.daemon_dsn, emulator, tmp_path, {"PGHERALD_POLL_INTERVAL": "60"}) as running:
+        yield running
+
+
+def settled(organisation: Organisation, count: int = 1, seconds: float = 20) -> None:
+    """Wait until so many notifications are recorded."""
+    wait_for(lambda: len(organisation.notifications()) >= count, seconds)
+
+
+def awake(db: psycopg.Connection) -> bool:
+    """Whether a daemon holds the lock that keeps writers from ringing."""
+    row = db.execute(
+        "select from pg_locks where locktype = 'advisory' and classid = 1751479908 and objid = 1 and granted "
+        "and database = (select oid from pg_database where datname = current_database())"
+    ).fetchone()
+    return row is not None
+
+
+def test_an_insert_becomes_one_push_one_notification_and_one_history_row(
+    organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    organisation.scenario()
+    person = organisation.mentor("phone-1")
+    organisation.activity(person)
+    settled(organisation)
+    (message,) = emulator.messages()
+    assert message["token"] == "phone-1"
+    assert message["message"]["data"]["scenario_type"] == "milestone"
+    assert [row[0] for row in organisation.notifications()] == [person]
+    assert organisation.histories() == [(person, "dispatched", None, 1)]
+    assert daemon.metric('pgherald_prompts_total{scenario_type="milestone",outcome="sent"}') == 1
+    assert daemon.metric('pgherald_fcm_responses_total{code="OK"}') == 1
+    assert daemon.metric('pgherald_wakeups_total{source="notify"}') >= 1
+    assert daemon.wait_for_event("batch_dispatched")["dispatched"] == 1
+
+
+def test_a_transaction_that_commits_late_is_not_missed(
+    database: Database, organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    organisation.scenario()
+    late, prompt = organisation.mentor("phone-late"), organisation.mentor("phone-prompt")
+    with psycopg.connect(database.dsn) as slow:
+        slow.execute("insert into app.activity (user_id, activity_type) values (%s, 'contact')", (late,))
+        organisation.activity(prompt)
+        settled(organisation)
+        organisation.db.execute("select herald.evaluate()")  # the scheduled run passes over the moment of the open one
+        slow.commit()
+    settled(organisation, 2)
+    assert sorted(message["token"] for message in emulator.messages()) == ["phone-late", "phone-prompt"]
+
+
+def test_a_writer_that_saw_the_daemon_awake_is_found_without_a_ring(
+    database: Database, organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    organisation.scenario()
+    late = organisation.mentor("phone-late")
+    others = organisation.mentors(3000)
+    with psycopg.connect(database.dsn) as writer:
+        # Enough work for several turns keeps the daemon awake; this writer sees that, and does not ring.
+        organisation.db.execute(
+            "insert into app.activity (user_id, activity_type) select u, 'contact' from unnest(%s::uuid[]) as u",
+            (others,),
+        )
+        wait_for(lambda: awake(organisation.db))
+        writer.execute("insert into app.activity (user_id, activity_type) values (%s, 'contact')", (late,))
+        assert awake(organisation.db), "the daemon was done before the writer wrote: too little work for this machine"
+        settled(organisation, 3000, seconds=60)
+        wait_for(lambda: not awake(organisation.db))
+        writer.commit()
+    settled(organisation, 3001, seconds=15)  # a quarter of the poll interval
+    assert "phone-late" in {message["token"] for message in emulator.messages()}
+
+
+def test_people_touched_by_update_and_delete_end_right(organisation: Organisation, daemon: Daemon) -> None:
+    organisation.scenario("inactivity", {"days": 30}, quiet_from="00:00", quiet_until="23:59:59")
+    person = organisation.mentor("phone-1")
+    back_dated = organisation.activity(person, ago="20 days")
+    # Moved back beyond thirty days: due since yesterday, but it is a quiet hour, so it waits.
+    organisation.db.execute("update herald.scenario set evaluated_through = now() - interval '3 days'")
+    organisation.db.execute(
+        "update app.activity set occurred_at = now() - interval '31 days' where id = %s", (back_dated,)
+    )
+    wait_for(lambda: organisation.prompts().get(person) == ("ready", "quiet_hours"))
+    # An activity is entered after all: nothing is due any more, and what waited is withdrawn.
+    entered = organisation.activity(person)
+    wait_for(lambda: organisation.prompts().get(person) == ("skipped", "no_longer_due"))
+    # It was a mistake and is deleted: due again, the same row.
+    organisation.db.execute("delete from app.activity where id = %s", (entered,))
+    wait_for(lambda: organisation.prompts().get(person) == ("ready", "quiet_hours"))
+    assert organisation.db.execute("select count(*) from herald.prompt").fetchone() == (1,)
+
+
+def test_a_hundred_thousand_rows_at_once_are_taken_in_turns(
+    organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    organisation.scenario(params={"counts": [100]})
+    people = organisation.mentors(1000)
+    organisation.db.execute(
+        "insert into app.activity (user_id, activity_type) select u, 'contact' from unnest(%s::uuid[]) as u, "
+        "generate_series(1, 100)",
+        (people,),
+    )
+    settled(organisation, 1000, seconds=60)
+    assert len(emulator.messages()) == 1000
+    assert organisation.db.execute("select count(*) from herald.touched_user").fetchone() == (0,)
+
+
+def test_a_stop_lets_what_is_under_way_end_and_gives_the_rest_back(
+    organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    emulator.set_faults({"do": "latency", "seconds": 0.5})
+    scenario_id = organisation.scenario()
+    for person in organisation.mentors(40):
+        organisation.enqueue(scenario_id, person)
+    wait_for(lambda: daemon.metric("pgherald_in_flight") > 0)
+    assert daemon.stop() == 0
+    accepted = len(emulator.messages())
+    assert 0 < accepted < 40
+    assert len(organisation.notifications()) == accepted
+    statuses = [status for status, _ in organisation.prompts().values()]
+    assert statuses.count("sent") == accepted
+    assert statuses.count("ready") == 40 - accepted
+    assert daemon.wait_for_event("stopped")["entries"] == 0
+    assert "Traceback" not in daemon.log
+
+
+def test_a_transient_failure_is_tried_again_and_a_permanent_one_is_not(
+    organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    emulator.set_faults({"do": "status", "status": 503, "next": 1})
+    scenario_id = organisation.scenario()
+    person, other = organisation.mentor("phone-1"), organisation.mentor("invalid-field-2")
+    organisation.enqueue(scenario_id, person)
+    wait_for(lambda: len(organisation.histories()) == 1)
+    assert organisation.histories() == [(person, "failed", "UNAVAILABLE", 1)]
+    organisation.db.execute("update herald.prompt set not_before = now()")  # as if the back-off had passed
+    organisation.enqueue(scenario_id, other)  # rings
+    settled(organisation)
+    wait_for(lambda: organisation.prompts()[other][0] == "failed")
+    assert sorted(row[1:] for row in organisation.histories()) == [
+        ("dispatched", None, 2),
+        ("failed", "INVALID_ARGUMENT", 1),
+        ("failed", "UNAVAILABLE", 1),
+    ]
+
+
+def test_an_unanswered_send_is_unknown_and_never_sent_again(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    emulator.set_faults({"do": "silent", "next": 1})
+    settings = {"PGHERALD_SEND_DEADLINE": "0.5", "PGHERALD_POLL_INTERVAL": "0.2"}
+    with running_daemon(database.daemon_dsn, emulator, tmp_path, settings) as daemon:
+        scenario_id = organisation.scenario()
+        person = organisation.mentor("phone-1")
+        organisation.enqueue(scenario_id, person)
+        wait_for(lambda: organisation.prompts()[person][0] == "unknown")
+        assert daemon.metric('pgherald_prompts_total{scenario_type="milestone",outcome="unknown"}') == 1
+        assert organisation.histories() == [(person, "unknown", "TIMEOUT", 1)]
+        polls = daemon.metric('pgherald_wakeups_total{source="poll"}')
+        wait_for(lambda: daemon.metric('pgherald_wakeups_total{source="poll"}') > polls + 3)
+        assert len(emulator.messages()) == 1
+        assert organisation.notifications() == []
+
+
+def test_a_daemon_killed_after_the_answer_leaves_no_push_without_record(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    scenario_id = organisation.scenario()
+    person = organisation.mentor("phone-1")
+    with running_daemon(database.daemon_dsn, emulator, tmp_path) as daemon:
+        # The database takes no record for now; the acceptance is in the spool.
+        blocker = psycopg.connect(database.dsn)
+        organisation.enqueue(scenario_id, person)
+        wait_for(lambda: len(emulator.messages()) == 1 or organisation.notifications())
+        blocker.execute("lock table herald.scenario_notification in exclusive mode")
+        another = organisation.mentor("phone-2")
+        organisation.enqueue(scenario_id, another)
+        wait_for(lambda: daemon.metric("pgherald_spool_entries") >= 1 and len(emulator.messages()) == 2)
+        daemon.kill()
+        blocker.close()
+    with running_daemon(database.daemon_dsn, emulator, tmp_path) as daemon:
+        settled(organisation, 2)
+        assert daemon.metric("pgherald_spool_entries") == 0
+    assert len(emulator.messages()) == 2
+    assert sorted(row[1] for row in organisation.histories()) == ["dispatched", "dispatched"]
+
+
+def test_a_listener_that_lost_its_connection_listens_again(
+    organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    killed = organisation.db.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgherald listener' "
+        "and datname = current_database()"
+    ).fetchall()
+    assert killed == [(True,)]
+    daemon.wait_for_event("listening", count=2)
+    organisation.scenario()
+    organisation.activity(organisation.mentor("phone-1"))
+    settled(organisation)
+    assert daemon.metric("pgherald_listener_up") == 1
+    assert daemon.metric("pgherald_listener_reconnects_total") == 1
+    assert daemon.get("/readyz")[0] == 200
+
+
+def test_without_a_ring_the_poll_finds_the_work(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    organisation.db.execute(
+        "create or replace function herald.ring() returns void language sql security definer "
+        "set search_path = pg_catalog, pg_temp as 'select'"
+    )
+    with running_daemon(database.daemon_dsn, emulator, tmp_path, {"PGHERALD_POLL_INTERVAL": "0.3"}) as daemon:
+        scenario_id = organisation.scenario()
+        organisation.enqueue(scenario_id, organisation.mentor("phone-1"))
+        settled(organisation)
+        assert daemon.metric('pgherald_wakeups_total{source="poll"}') >= 1
+        assert daemon.metric('pgherald_wakeups_total{source="notify"}') == 0
+
+
+def test_two_daemons_never_send_the_same_prompt(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    scenario_id = organisation.scenario()
+    people = organisation.mentors(400)
+    with (
+        running_daemon(database.daemon_dsn, emulator, tmp_path / "a") as first,
+        running_daemon(database.daemon_dsn, emulator, tmp_path / "b") as second,
+    ):
+        organisation.db.execute(
+            "select herald.enqueue(%s, u, 'by-hand') from unnest(%s::uuid[]) as u", (scenario_id, people)
+        )
+        settled(organisation, 400, seconds=40)
+        sent = 'pgherald_prompts_total{scenario_type="milestone",outcome="sent"}'
+        shares = first.metric(sent), second.metric(sent)
+    assert sum(shares) == 400
+    assert min(shares) > 0
+    tokens = [message["token"] for message in emulator.messages()]
+    assert len(tokens) == len(set(tokens)) == 400
+
+
+def test_one_daemon_at_a_time_runs_the_schedule(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    organisation.scenario("inactivity", {"days": 30})
+    settings = {"PGHERALD_SCHEDULER": "internal"}
+
+    def leader() -> int | None:
+        row = organisation.db.execute(
+            "select a.pid from pg_locks as l join pg_stat_activity as a on a.pid = l.pid "
+            "where l.locktype = 'advisory' and l.classid = 1751479908 and l.objid = 2 and l.granted "
+            "and a.datname = current_database()"
+        ).fetchone()
+        return None if row is None else int(row[0])
+
+    with (
+        running_daemon(database.daemon_dsn, emulator, tmp_path / "a", settings) as first,
+        running_daemon(database.daemon_dsn, emulator, tmp_path / "b", settings),
+    ):
+        wait_for(lambda: organisation.db.execute("select count(*) from herald.evaluation_run").fetchone() == (1,))
+        before = wait_for(leader)
+        first.stop()
+        wait_for(lambda: leader() is not None)
+        assert before != leader()
+        wait_for(lambda: organisation.db.execute("select count(*) from herald.evaluation_run").fetchone() == (2,))
+
+
+def test_health_says_when_the_database_is_away(database: Database, daemon: Daemon) -> None:
+    assert daemon.get("/healthz")[0] == 200
+    assert daemon.get("/readyz")[0] == 200
+    with database.server.admin() as admin:
+        admin.execute(f"alter database {database.name} allow_connections false")
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = %s and application_name like 'pgherald%%'",
+            (database.name,),
+        )
+        try:
+            wait_for(lambda: daemon.get("/readyz")[0] == 503 or "listener_down" in daemon.get("/readyz")[1])
+            assert daemon.get("/healthz")[0] == 200
+        finally:
+            admin.execute(f"alter database {database.name} allow_connections true")
+    wait_for(lambda: daemon.get("/readyz") == (200, '{"status":"ready","reasons":[]}\n'), seconds=40)
+
+
+def test_a_second_daemon_on_the_same_spool_does_not_start(
+    database: Database, emulator: EmulatorProcess, tmp_path: Path, daemon: Daemon
+) -> None:
+    with running_daemon(database.daemon_dsn, emulator, tmp_path, ready=False) as second:
+        assert second.process.wait(20) == 78
+    assert str(daemon.pid) in second.log
+
+
+def test_nothing_secret_is_in_the_log(
+    organisation: Organisation, database: Database, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    with running_daemon(database.daemon_dsn, emulator, tmp_path, {"PGHERALD_LOG_LEVEL": "debug"}) as daemon:
+        scenario_id = organisation.scenario()
+        for token in ("hush-phone", "unregistered-hush", "invalid-hush"):
+            organisation.enqueue(scenario_id, organisation.mentor(token))
+        wait_for(lambda: len(organisation.histories()) == 3)
+        log = daemon.log
+        pages = daemon.get("/metrics")[1]
+    for secret in ("hush", "An organisation", "A chapter", str(database.server.cluster.socket_directory)):
+        assert secret not in log
+        assert secret not in pages
+
+
+def test_the_app_does_not_wait_for_a_daemon_that_hangs(
+    organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    organisation.scenario()
+    people = [organisation.mentor(f"phone-{n}") for n in range(20)]
+    daemon.process.send_signal(signal.SIGSTOP)
+    done = threading.Event()
+
+    def write() -> None:
+        for person in people:
+            organisation.activity(person)
+        done.set()
+
+    writer = threading.Thread(target=write, daemon=True)
+    started = time.monotonic()
+    writer.start()
+    assert done.wait(10), "the app's writes wait for the daemon"
+    assert time.monotonic() - started < 10
+    daemon.process.send_signal(signal.SIGCONT)
+    settled(organisation, 20)
+    assert len(emulator.messages()) == 20
