@@ -160,8 +160,7 @@ class HttpxTransport:
         except Exception as error:  # noqa: BLE001 - whatever breaks in there, all that matters is whether bytes had left
             raise (Unsure(_code_of(error)) if attempt.begun else NotSent()) from None
         finally:
-            if response is None and attempt.connection is not None:
-                attempt.connection.leave()
+            attempt.over(answered=response is not None)
         if response is None:
             raise Unsure(Code.TIMEOUT) if attempt.begun else NotSent()
         return response
@@ -194,7 +193,7 @@ class _TurnedAway(Exception):
 
 def _code_of(error: Exception) -> Code:
     """Which kind of unsure: an answer that is none, or a connection that broke."""
-    no_http = isinstance(error, httpcore2.RemoteProtocolError) and isinstance(error.__cause__, h11.RemoteProtocolError)
+    no_http = any(isinstance(cause, h11.RemoteProtocolError) for cause in error.args)
     return Code.BAD_ANSWER if no_http or isinstance(error, _NotAnAnswer) else Code.CONNECTION_LOST
 
 
@@ -217,11 +216,11 @@ class _Attempt:
     raised here keeps them back. Until then the peer has seen TCP, TLS and HTTP/2's preface, and nothing of the request.
     """
 
-    __slots__ = ("_turned_away", "begun", "connection")
+    __slots__ = ("_connection", "_turned_away", "begun")
 
     def __init__(self) -> None:
         self.begun = False
-        self.connection: _Connection | None = None
+        self._connection: _Connection | None = None
         self._turned_away = 0
 
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
@@ -229,14 +228,29 @@ class _Attempt:
             return
         if self.begun:
             raise _SecondSend
-        if self.connection is not None and self.connection.is_over():
-            self.turn_away()
+        if self._connection is not None:
+            self._connection.admit(self)
+            self._connection.proven = True
         self.begun = True
+
+    def take(self, connection: _Connection) -> None:
+        """The pool has chosen this connection."""
+        if self._connection is not None:
+            self._connection.users -= 1
+        self._connection = connection
+        connection.users += 1
 
     def turn_away(self) -> NoReturn:
         """Have the pool look for another connection; a server that closes every new one is left alone after a few."""
         self._turned_away += 1
         raise httpcore2.ConnectionNotAvailable if self._turned_away < CONNECTIONS_MAX else _TurnedAway
+
+    def over(self, *, answered: bool) -> None:
+        """A request that was given up may still be under way at the server and counts there, so it gets no company."""
+        if self._connection is not None:
+            self._connection.users -= 1
+            if self.begun and not answered:
+                self._connection.leave()
 
 
 class _Pool(httpcore2.AsyncConnectionPool):
@@ -255,6 +269,8 @@ class _Connection(httpcore2.AsyncHTTPConnection):
     """A connection that takes no request any more once its server has said goodbye, or once it can't be trusted."""
 
     def __init__(self, origin: httpcore2.Origin, ssl_context: ssl.SSLContext, http2: bool) -> None:
+        self.users = 0  # requests that hold this connection, from the pool's choice to the end of the answer
+        self.proven = False  # whether a request has got as far as being sent
         self._line = _Line()
         self._left = False
         super().__init__(
@@ -262,34 +278,48 @@ class _Connection(httpcore2.AsyncHTTPConnection):
         )
 
     def leave(self) -> None:
-        """Take no request any more. One that was given up may still be under way at the server, and counts there."""
+        """Take no request any more."""
         self._left = True
 
     @property
     def _leaving(self) -> bool:
-        stream = self._line.stream
-        return self._left or (stream is not None and stream.goodbye)
+        return self._left or (self._line.stream is not None and self._line.stream.goodbye)
 
-    def is_over(self) -> bool:
-        """Whether a request that is about to be sent had better not be: nothing of it has left yet."""
+    def admit(self, attempt: _Attempt) -> None:
+        """Turn a request away, of which nothing has left yet, if this connection is over."""
+        if self._left:
+            raise httpcore2.ConnectionNotAvailable
         stream = self._line.stream
-        return self._leaving or (stream is not None and not stream.shared and stream.has_news())
+        if stream is not None and (stream.goodbye or (not stream.shared and stream.has_news())):
+            attempt.turn_away()
 
     async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
         attempt: _Attempt = request.extensions["trace"]
-        attempt.connection = self
+        attempt.take(self)
         stream = self._line.stream
         if stream is not None and stream.shared and self.is_idle():
             await stream.catch_up()
-        if self._leaving:
-            attempt.turn_away()
-        return await super().handle_async_request(request)
+        self.admit(attempt)
+        try:
+            return await super().handle_async_request(request)
+        except BaseException:
+            stream = self._line.stream
+            if stream is not None and stream.shared and not self.proven:
+                # Given up in the middle of HTTP/2's preface, of which httpcore2 then believes that it is complete.
+                self.leave()
+                with anyio.CancelScope(shield=True):
+                    await self.aclose()
+            raise
 
     def is_available(self) -> bool:
         return not self._leaving and super().is_available()
 
     def has_expired(self) -> bool:
-        return (self._leaving and self.is_idle()) or super().has_expired()
+        return (self._leaving and self.users == 0) or super().has_expired()
+
+    def is_closed(self) -> bool:
+        """Not while others still connect: httpcore2 drops a connection when one of those who wait is cancelled."""
+        return super().is_closed() and (self.users == 0 or self._connection is not None)
 
 
 class _Line(httpcore2.AsyncNetworkBackend):
@@ -344,7 +374,12 @@ class _Stream(httpcore2.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - as above
     ) -> httpcore2.AsyncNetworkStream:
-        self._inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
+        try:
+            self._inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._inner.aclose()
+            raise
         if self._inner.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
             self._frames = _Frames()
         return self
