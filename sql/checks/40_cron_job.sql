@@ -8,7 +8,7 @@ select
   case
     when not j.scheduled then 'pgherald migrate'
     when not j.active then
-      format('select cron.alter_job(jobid, active => true) from cron.job where jobname = %L and username = %L', j.jobname, j.username)
+      format('as %I: select cron.unschedule(%L), then pgherald migrate', j.username, j.jobname)
     else 'select return_message from cron.job_run_details where status = ''failed'' order by runid desc limit 1'
   end as remedy
 from herald.cron_jobs() as j
