@@ -1,0 +1,48 @@
+"""The time path on the real extension: pg_cron runs herald.evaluate() each minute, and the daemon sends what it found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgherald import schema
+from pgherald.emulator.client import emulator_process
+from tests.support.daemon import running_daemon, wait_for
+from tests.support.organisation import Organisation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.postgres import Database
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_pg_cron_evaluates_each_minute_and_the_daemon_leaves_it_to_it(cron_database: Database, tmp_path: Path) -> None:
+    report = schema.migrate(cron_database.migrator_dsn, with_reference=True)
+    assert report.cron
+    db = cron_database.connect()
+    jobs = db.execute("select jobname, schedule, username, active from cron.job order by jobname").fetchall()
+    assert jobs == [
+        ("herald-evaluate", "* * * * *", "migrator", True),
+        ("herald-maintain", "17 3 * * *", "migrator", True),
+    ]
+    organisation = Organisation(db)
+    organisation.scenario("inactivity", {"days": 30})
+    with (
+        emulator_process() as emulator,
+        running_daemon(cron_database.daemon_dsn, emulator, tmp_path, {"PGHERALD_SCHEDULER": "auto"}) as daemon,
+    ):
+        assert daemon.wait_for_event("scheduler_chosen")["scheduler"] == "pg_cron"
+        # Registered so that thirty days are over a moment from now: no trigger tells, only time does.
+        person = organisation.mentor("phone-1", registered="29 days 23:59:57")
+        wait_for(lambda: len(organisation.notifications()) == 1, seconds=150)
+        assert [message["token"] for message in emulator.messages()] == ["phone-1"]
+        assert organisation.histories() == [(person, "dispatched", None, 1)]
+        ran = db.execute("select distinct status from cron.job_run_details where command like '%evaluate%'").fetchall()
+        assert ("succeeded",) in ran
+        holders = db.execute(
+            "select count(*) from pg_locks where locktype = 'advisory' and classid = 1751479908 and objid = 2"
+        ).fetchone()
+        assert holders == (0,), "the daemon runs the schedule although pg_cron does"
