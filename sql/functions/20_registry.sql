@@ -54,13 +54,15 @@ begin
         if v_problem is not null then
           return 'has an element that ' || v_problem;
         end if;
-        if p_schema ->> 'order' = 'rising' and (v_item #>> '{}')::numeric <= v_previous then
-          return 'must rise from element to element';
+        if p_schema ? 'order' then
+          if p_schema ->> 'order' = 'rising' and (v_item #>> '{}')::numeric <= v_previous then
+            return 'must rise from element to element';
+          end if;
+          if p_schema ->> 'order' = 'falling' and (v_item #>> '{}')::numeric >= v_previous then
+            return 'must fall from element to element';
+          end if;
+          v_previous := (v_item #>> '{}')::numeric;
         end if;
-        if p_schema ->> 'order' = 'falling' and (v_item #>> '{}')::numeric >= v_previous then
-          return 'must fall from element to element';
-        end if;
-        v_previous := case when p_schema ? 'order' then (v_item #>> '{}')::numeric end;
       end loop;
     else
       null;
