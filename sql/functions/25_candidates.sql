@@ -53,7 +53,7 @@ revoke all on function herald.candidates from public;
 -- Time is read in slices, so that each stays a short range of an index however much is asked for; where little is due
 -- they grow. Ends early, at `through`, once there are p_most.
 create or replace function herald.candidates_between(
-  p_scenario herald.scenario, p_from timestamptz, p_to timestamptz, p_most integer,
+  p_scenario herald.scenario, p_from timestamptz, p_to timestamptz, p_most integer, p_users uuid[] default null,
   out candidates herald.candidate[], out through timestamptz
 )
 language plpgsql stable
@@ -70,7 +70,7 @@ begin
   while through < p_to and cardinality(candidates) < p_most
   loop
     v_upper := least(through + v_length, p_to);
-    v_slice := herald.candidates(p_scenario, tstzrange(through, v_upper, '(]'));
+    v_slice := herald.candidates(p_scenario, tstzrange(through, v_upper, '(]'), p_users);
     candidates := candidates || v_slice;
     through := v_upper;
     if cardinality(v_slice) < 1000 then
@@ -80,7 +80,7 @@ begin
 end
 $$;
 comment on function herald.candidates_between is
-  'The candidates of a scenario for (p_from, through], of all people: through is p_to, or earlier where there are p_most.';
+  'The candidates of a scenario for (p_from, through], of all people or p_users: through is p_to, or earlier where there are p_most.';
 revoke all on function herald.candidates_between from public;
 
 -- Types without a still_due function hold for ever.

@@ -86,6 +86,20 @@ $$;
 comment on function herald.definition_for_caller is 'The scenario of a definition that the caller might save; 42501 for anybody else''s chapter.';
 revoke all on function herald.definition_for_caller from public;
 
+-- Whom the evaluators look at for the caller: what they find among others, or fail on, is not for a coordinator to learn,
+-- not even from an error.
+create or replace function herald.my_people()
+returns uuid[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+return case
+  when not herald.is_staff() then (
+    select coalesce(array_agg(r.user_id), '{}') from herald.source_recipient as r where r.chapter_id in (select herald.my_chapters())
+  )
+end;
+comment on function herald.my_people is 'The people of the caller''s chapters; null for staff: everybody.';
+revoke all on function herald.my_people from public;
+
 -- Whether the caller may learn about these people: staff about all, coordinators about those of their own chapters.
 create or replace function herald.visible_people(p_users uuid[])
 returns setof uuid
@@ -124,7 +138,7 @@ begin
     p_scenario.mode := 'on';
   end if;
   select c.candidates, c.through into v_candidates, v_through
-  from herald.candidates_between(p_scenario, p_now - p_window, p_now, c_most) as c;
+  from herald.candidates_between(p_scenario, p_now - p_window, p_now, c_most, herald.my_people()) as c;
   if v_through < p_now then
     raise exception 'this window holds more than % candidates', c_most
       using errcode = 'program_limit_exceeded', hint = 'pass a smaller p_window';

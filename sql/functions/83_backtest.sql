@@ -21,7 +21,7 @@ begin
       using errcode = 'invalid_parameter_value', hint = 'for example p_from => now() - interval ''90 days'', p_to => now()';
   end if;
   select c.candidates, c.through into v_candidates, v_through
-  from herald.candidates_between(p_scenario, p_from, p_to, c_most) as c;
+  from herald.candidates_between(p_scenario, p_from, p_to, c_most, herald.my_people()) as c;
   if v_through < p_to then
     raise exception 'this time holds more than % candidates', c_most
       using errcode = 'program_limit_exceeded', hint = 'pass a shorter time';

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXPECTED = Path(__file__).parents[1] / "expected" / "privileges.txt"
 
 HEADER = """\
-# What everybody but herald_owner may do in schema herald, after `pgherald migrate`: role, object, rights; nothing else is
+# What everybody but herald_owner may do in schema herald after `pgherald migrate`: role, object, rights; nothing else is
 # granted. Then the functions that run with their owner's rights, each with its settings. Read by reviewers, compared by
 # tests/db/test_roles.py, written anew by: pytest tests/db/test_roles.py --update-expected
 """
