@@ -156,27 +156,35 @@ class HttpxTransport:
         try:
             request = _request(url, headers, body, attempt)
             with anyio.move_on_after(deadline - time.monotonic()):
-                response = await self._exchange(request)
+                response = await self._exchange(request, attempt)
         except Exception as error:  # noqa: BLE001 - whatever breaks in there, all that matters is whether bytes had left
             raise (Unsure(_code_of(error)) if attempt.begun else NotSent()) from None
         finally:
-            attempt.over(answered=response is not None)
+            attempt.over()
         if response is None:
             raise Unsure(Code.TIMEOUT) if attempt.begun else NotSent()
         return response
 
-    async def _exchange(self, request: httpcore2.Request) -> Response:
+    async def _exchange(self, request: httpcore2.Request, attempt: _Attempt) -> Response:
         answer = await self._pool.handle_async_request(request)
         try:
-            body = bytearray()
-            async for chunk in answer.aiter_stream():
-                body += chunk
-                if len(body) > ANSWER_MAX:
-                    raise _NotAnAnswer
+            body = await _whole(answer)
+        except BaseException:
+            attempt.given_up()
+            raise
         finally:
             await answer.aclose()
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
-        return Response(answer.status, headers, bytes(body))
+        return Response(answer.status, headers, body)
+
+
+async def _whole(answer: httpcore2.Response) -> bytes:
+    body = bytearray()
+    async for chunk in answer.aiter_stream():
+        body += chunk
+        if len(body) > ANSWER_MAX:
+            raise _NotAnAnswer
+    return bytes(body)
 
 
 class _NotAnAnswer(Exception):
@@ -245,12 +253,15 @@ class _Attempt:
         self._turned_away += 1
         raise httpcore2.ConnectionNotAvailable if self._turned_away < CONNECTIONS_MAX else _TurnedAway
 
-    def over(self, *, answered: bool) -> None:
-        """A request that was given up may still be under way at the server and counts there, so it gets no company."""
+    def given_up(self) -> None:
+        """The request may still be under way at the server and counts there: its connection takes no other."""
+        if self._connection is not None and self.begun:
+            self._connection.leave()
+
+    def over(self) -> None:
+        """The request needs its connection no more."""
         if self._connection is not None:
             self._connection.users -= 1
-            if self.begun and not answered:
-                self._connection.leave()
 
 
 class _Pool(httpcore2.AsyncConnectionPool):
@@ -303,6 +314,7 @@ class _Connection(httpcore2.AsyncHTTPConnection):
         try:
             return await super().handle_async_request(request)
         except BaseException:
+            attempt.given_up()
             stream = self._line.stream
             if stream is not None and stream.shared and not self.proven:
                 # Given up in the middle of HTTP/2's preface, of which httpcore2 then believes that it is complete.

@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from contextlib import asynccontextmanager, suppress
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -702,3 +703,49 @@ def test_the_client_trusts_what_the_machine_trusts() -> None:
     assert isinstance(context, ssl.SSLContext)
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_in_a_storm_of_everything_no_word_is_false_and_no_connection_is_lost(pem: Path, seed: int) -> None:
+    """Slow, silent, closing, resetting and parting servers; requests that are cancelled or run out of time."""
+    dice = Random(seed)
+    calm = False
+
+    def on_request(server: Http2Server, peer: Http2Peer, identity: str) -> None:
+        if calm:
+            return
+        server.delay = dice.choice([0.0, 0.0, 0.005, 0.05])
+        match dice.randrange(40):
+            case 0:
+                peer.goaway(dice.choice([2**31 - 1, peer.last_stream, peer.last_stream // 2, 0]))
+            case 1:
+                peer.reset()
+            case 2:
+                peer.close()
+            case 3:
+                server.hold.add(identity)
+                peer.reset_stream(identity)
+            case 4 | 5:
+                server.hold.add(identity)
+            case _:
+                pass
+
+    server = Http2Server(on_request, streams_max=dice.choice([1, 7, 100]))
+    said: dict[str, str] = {}
+    async with http2(pem, server, max_connections=4) as (road, raw):
+
+        async def one(identity: str) -> None:
+            await asyncio.sleep(dice.random() * 0.3)
+            with anyio.move_on_after(dice.choice([0.001, 0.02, 1, 1, 1])):
+                said.update(await send_all(road, raw.port, [identity], within=dice.choice([0.002, 0.03, 0.2])))
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(200):
+                tasks.start_soon(one, str(n))
+        calm = True
+        last = [f"calm-{n}" for n in range(30)]
+        assert await send_all(road, raw.port, last) == dict.fromkeys(last, "answered")
+    assert max(server.arrived.values()) == 1
+    assert not {identity for identity, word in said.items() if word == "not sent" and server.begun[identity]}
+    assert not {identity for identity, word in said.items() if word == "answered" and not server.arrived[identity]}
+    assert {"answered", Code.TIMEOUT} <= set(said.values())
