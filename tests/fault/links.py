@@ -1,0 +1,140 @@
+"""A TCP road that can be cut, closed or made silent, and one that loses the answer to a COMMIT."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Link:
+    """Forwards connections to an address. Threads, for the tests are synchronous.
+
+    `cut` resets all connections and refuses new ones, `mend` ends that; `silence` swallows everything both ways while
+    the connections stay up; `lose_commits` resets a connection when its client says COMMIT, once the server has got it.
+    """
+
+    def __init__(self, host: str, port: int, listen: str = "127.0.0.1") -> None:
+        self._target = (host, port)
+        self._listen = listen
+        self._server: socket.socket | None = None
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._mutex = threading.Lock()
+        self.port = 0
+        self.silent = False
+        self.commits_to_lose = 0
+        self.commits_lost = 0
+
+    def __enter__(self) -> Self:
+        self.mend()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+
+    def mend(self) -> None:
+        """Take connections (again), at the same port."""
+        if self._server is not None:
+            return
+        server = socket.socket()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((self._listen, self.port))
+        server.listen(200)
+        self.port = server.getsockname()[1]
+        self._server = server
+        threading.Thread(target=self._accept, args=(server,), daemon=True).start()
+
+    def cut(self) -> None:
+        """Reset all connections, and refuse new ones."""
+        server, self._server = self._server, None
+        if server is not None:
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+            server.close()
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset all connections; new ones are welcome."""
+        with self._mutex:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                _reset(end)
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            try:
+                upstream = socket.create_connection(self._target, timeout=5)
+            except OSError:
+                _reset(client)
+                continue
+            for end in (client, upstream):
+                end.settimeout(None)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._mutex:
+                self._pairs.append((client, upstream))
+            threading.Thread(target=self._forth, args=(client, upstream), daemon=True).start()
+            threading.Thread(target=self._back, args=(upstream, client), daemon=True).start()
+
+    def _forth(self, client: socket.socket, upstream: socket.socket) -> None:
+        with suppress(OSError):
+            for data in _chunks(client):
+                if self.silent:
+                    continue
+                if self.commits_to_lose > 0 and b"COMMIT" in data:
+                    self.commits_to_lose -= 1
+                    self.commits_lost += 1
+                    self._lose(client, upstream, data)
+                    return
+                upstream.sendall(data)
+        _close(client, upstream)
+
+    def _lose(self, client: socket.socket, upstream: socket.socket, data: bytes) -> None:
+        """Let the server do it, see that it has, and never tell."""
+        _reset(client)
+        upstream.sendall(data)
+        upstream.settimeout(2)
+        with suppress(OSError):
+            while True:
+                if not upstream.recv(65536):
+                    break
+        upstream.close()
+
+    def _back(self, upstream: socket.socket, client: socket.socket) -> None:
+        with suppress(OSError):
+            for data in _chunks(upstream):
+                if not self.silent:
+                    client.sendall(data)
+        _close(client, upstream)
+
+
+def _chunks(end: socket.socket) -> Iterator[bytes]:
+    while data := end.recv(65536):
+        yield data
+
+
+def _reset(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    # shutdown would say FIN first, but without it a recv in another thread keeps the socket open
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RD)
+    end.close()
+
+
+def _close(*ends: socket.socket) -> None:
+    for end in ends:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        end.close()

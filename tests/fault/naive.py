@@ -1,0 +1,291 @@
+"""Naive variants, each with one of the usual mistakes: what the checks of tests/fault must find.
+
+`python -m tests.fault.naive NAME` runs the daemon with that mistake; `SQL` holds mistakes in the database's functions,
+put into one test's database by `create or replace`. Nothing here is ever shipped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import google.auth.transport.requests
+
+from pgherald import fcm, listener, oauth, recorder, service, spool, store
+from pgherald.config import load_settings
+from pgherald.outcome import Rejected, Unsure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from pgherald.model import PromptId
+    from pgherald.outcome import Answer
+    from pgherald.recorder import Outcome
+    from pgherald.spool import Entry
+    from tests.fault.world import World
+
+
+def retries_on_doubt() -> None:
+    """A push whose answer was lost is sent again at once, as any HTTP client with retries does."""
+    send = fcm.FcmClient.send
+
+    async def stubborn(self: fcm.FcmClient, message: bytes, deadline: float) -> Answer:
+        for _ in range(3):
+            answer = await send(self, message, time.monotonic() + (deadline - time.monotonic()))
+            if not isinstance(answer, Unsure):
+                return answer
+            deadline = time.monotonic() + 2
+        return answer
+
+    fcm.FcmClient.send = stubborn  # type: ignore[method-assign]
+
+
+def doubts_everything() -> None:
+    """Whatever is not a yes may have been one."""
+    send = fcm.FcmClient.send
+
+    async def doubt(self: fcm.FcmClient, message: bytes, deadline: float) -> Answer:
+        answer = await send(self, message, deadline)
+        return Unsure(answer.code) if isinstance(answer, Rejected) else answer
+
+    fcm.FcmClient.send = doubt  # type: ignore[method-assign]
+
+
+def knows_no_deadline() -> None:
+    """Time-outs are for each read and write, as in most HTTP clients, and none is for the whole."""
+    post = fcm.HttpxTransport.post
+
+    async def patient(
+        self: fcm.HttpxTransport, url: str, headers: Mapping[str, str], body: bytes, deadline: float
+    ) -> fcm.Response:
+        return await post(self, url, headers, body, deadline + 3600)
+
+    fcm.HttpxTransport.post = patient  # type: ignore[method-assign]
+
+
+def brings_its_token() -> None:
+    """No mistake: an access token made elsewhere, for a machine whose clock Google would not take."""
+
+    async def token(self: oauth.OAuth) -> str:
+        return await anyio.to_thread.run_sync(foreign_token)
+
+    oauth.OAuth.token = token  # type: ignore[method-assign]
+
+
+def foreign_token() -> str:
+    """Ask for one in a process whose clock is right."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "FAKETIME")}
+    command = [sys.executable, "-m", "tests.fault.naive", "token"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def print_token() -> None:
+    """The access token of the credentials in the environment."""
+    settings = load_settings(os.environ)
+    credentials, _ = oauth.load_credentials(settings.fcm_credentials, settings.fcm_project)
+    credentials.refresh(google.auth.transport.requests.Request())
+    sys.stdout.write(credentials.token)
+
+
+def keeps_no_spool() -> None:
+    """What FCM accepted is in memory until the database has it."""
+
+    async def forget(_self: spool.Spool, _entries: Sequence[Entry]) -> None:
+        return None
+
+    spool.Spool.append = forget  # type: ignore[method-assign]
+
+
+def replays_nothing() -> None:
+    """The spool is written, and never read."""
+    spool.Spool.replay = lambda _self: []  # type: ignore[method-assign]
+
+
+def takes_its_word_back() -> None:
+    """An acceptance counts as recorded before it is: the entry goes when the settle begins."""
+    write = recorder.Recorder._write  # noqa: SLF001
+
+    async def early(self: recorder.Recorder, batch: Sequence[Outcome]) -> None:
+        await self._journal.done([each.entry.prompt_id for each in batch if each.entry is not None])  # noqa: SLF001
+        await write(self, batch)
+
+    recorder.Recorder._write = early  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def gives_up_on_records() -> None:
+    """A record that the database did not take at once is logged and dropped."""
+
+    def drop(self: recorder.Recorder, batch: Sequence[Outcome], error: BaseException) -> None:
+        for outcome in batch:
+            outcome.tried = True
+
+    async def done(self: spool.Spool, ids: Iterable[PromptId]) -> None:
+        return None
+
+    recorder.Recorder._owe = drop  # type: ignore[method-assign]  # noqa: SLF001
+    replays_nothing()
+
+
+def resends_when_unrecorded() -> None:
+    """A push whose record failed is put back into the queue: the usual "at least once"."""
+    owe = recorder.Recorder._owe  # noqa: SLF001
+
+    def put_back(self: recorder.Recorder, batch: Sequence[Outcome], error: BaseException) -> None:
+        for outcome in batch:
+            settlement = outcome.settlement
+            outcome.settlement = type(settlement)(
+                settlement.prompt_id, settlement.epoch, "retry", settlement.at, "DATABASE", settlement.at
+            )
+        owe(self, batch, error)
+
+    recorder.Recorder._owe = put_back  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def never_stops_claiming() -> None:
+    """A spool that fails is logged, and the sending goes on."""
+    spool.Spool.failing = property(lambda _self: False)  # type: ignore[assignment,method-assign]
+
+
+def shares_the_spool() -> None:
+    """No lock: two daemons may work on one spool."""
+    spool.fcntl.flock = lambda *_: None  # type: ignore[attr-defined]
+
+
+def logs_what_it_sends() -> None:
+    """The message goes to the log, for debugging."""
+    send = fcm.FcmClient.send
+
+    async def chatty(self: fcm.FcmClient, message: bytes, deadline: float) -> Answer:
+        sys.stderr.write(f"sending {message.decode()}\n")
+        return await send(self, message, deadline)
+
+    fcm.FcmClient.send = chatty  # type: ignore[method-assign]
+
+
+def has_no_pulse() -> None:
+    """The listener waits for a notification as long as it takes, and proves nothing in between."""
+    listener.HEARTBEAT = 3600.0  # type: ignore[misc]
+    store.KEEPALIVES = {}  # type: ignore[misc]
+
+
+def pings_from_a_thread() -> None:
+    """The watchdog is fed by a thread of its own, which goes on whatever the event loop does."""
+
+    async def feed(notifier: Any, environ: Any) -> None:
+        def for_ever() -> None:
+            while True:
+                notifier.watchdog()
+                time.sleep(0.1)
+
+        threading.Thread(target=for_ever, daemon=True).start()
+
+    service._feed_watchdog = feed  # type: ignore[assignment]  # noqa: SLF001
+    blocks_its_loop()
+
+
+def blocks_its_loop() -> None:
+    """No mistake of the watchdog's, but something that blocks the loop for good as soon as the daemon has sent."""
+    send = fcm.FcmClient.send
+
+    async def block(self: fcm.FcmClient, message: bytes, deadline: float) -> Answer:
+        await send(self, message, deadline)
+        time.sleep(3600)  # noqa: ASYNC251 - this is the fault
+        raise AssertionError
+
+    fcm.FcmClient.send = block  # type: ignore[method-assign]
+
+
+VARIANTS: Final[dict[str, Callable[[], None]]] = {
+    each.__name__: each
+    for each in (
+        retries_on_doubt,
+        doubts_everything,
+        knows_no_deadline,
+        brings_its_token,
+        keeps_no_spool,
+        replays_nothing,
+        takes_its_word_back,
+        gives_up_on_records,
+        resends_when_unrecorded,
+        never_stops_claiming,
+        shares_the_spool,
+        logs_what_it_sends,
+        has_no_pulse,
+        pings_from_a_thread,
+        blocks_its_loop,
+    )
+}
+
+SWEEP_RECLAIMS: Final = """
+create or replace function herald.sweep(p_grace interval, p_now timestamptz default now())
+returns table (prompt_id uuid, scenario_type text, status text)
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  update herald.prompt as p
+  set status = 'ready', owner = null, deadline = null, not_before = p_now
+  where p.status = 'sending' and p.deadline < p_now - p_grace
+  returning p.prompt_id, p.scenario_type, p.status;
+$$
+"""
+
+SWEEP_RECORDS: Final = """
+create or replace function herald.sweep(p_grace interval, p_now timestamptz default now())
+returns table (prompt_id uuid, scenario_type text, status text)
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with swept as (
+    update herald.prompt as p
+    set status = 'sent', owner = null, deadline = null, settled_at = p_now
+    where p.status = 'sending' and p.deadline < p_now - p_grace
+    returning p.*
+  ), noted as (
+    insert into herald.scenario_notification (id, user_id, scenario_type, scenario_id, dispatched_at, idempotency_key,
+      cooldown_window_start, prompt_id, activity_ref)
+    select s.notification_id, s.user_id, s.scenario_type, s.scenario_id, p_now, s.idempotency_key,
+      s.cooldown_window_start, s.prompt_id, s.activity_ref
+    from swept as s
+  )
+  select s.prompt_id, s.scenario_type, s.status from swept as s;
+$$
+"""
+
+SWEEP_NEVER: Final = """
+create or replace function herald.sweep(p_grace interval, p_now timestamptz default now())
+returns table (prompt_id uuid, scenario_type text, status text)
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select p.prompt_id, p.scenario_type, p.status from herald.prompt as p where false;
+$$
+"""
+
+SQL: Final = {
+    "lease and reclaim": SWEEP_RECLAIMS,
+    "record what was only claimed": SWEEP_RECORDS,
+    "no sweep": SWEEP_NEVER,
+}
+
+
+def spoil(world: World, what: str) -> None:
+    """Put a mistake into the functions of this world's database."""
+    world.db.execute(SQL[what].encode())
+
+
+def main() -> int:
+    """Run the daemon with one mistake."""
+    if sys.argv[1] == "token":
+        print_token()
+        return 0
+    VARIANTS[sys.argv[1]]()
+    return service.run(os.environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

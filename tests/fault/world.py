@@ -1,0 +1,423 @@
+"""One database, one FCM and any number of daemons to do harm to: what every fault test is made of.
+
+Nothing is imitated but FCM, and that at the socket: daemons are child processes, Postgres is real, the emulator is a
+process of its own whose log file is written before it answers. That file is the truth that the records are held against
+(`tests.fault.invariants`). Whatever must stay secret carries a canary, and whatever must not show it is searched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+import zlib
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import UUID
+
+import psycopg
+
+from tests.support.postgres import DAEMON_LOGIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from pgherald.emulator.client import EmulatorClient
+    from tests.support.postgres import Database
+
+FULL: Final = os.environ.get("FAULT") == "full"
+"""Whether everything runs (`make fault`), or the quick part (`make test`)."""
+
+ROOT: Final = Path(__file__).parents[2]
+TOKEN_CANARY: Final = "tok3n-canary-7f9c1d"
+NAME_CANARY: Final = "Kanari-Navnesen-51"
+FLAG_CANARY: Final = "canary-wellbeing-concern-88"
+ORGANISATION: Final = UUID("00000000-0000-0000-0000-0000000000aa")
+CHAPTER: Final = UUID("00000000-0000-0000-0000-0000000000c1")
+
+DEADLINE: Final = 0.5
+"""Seconds for one send, unless a test says otherwise: a claim is then good for two, and given up after another half."""
+
+SETTLED: Final = 60.0
+"""Seconds in which a system that is left in peace has come to rest, on a slow machine too."""
+
+
+def wait_until(holds: Callable[[], bool], what: str, seconds: float = SETTLED) -> None:
+    """Return once it holds; TimeoutError, with what was waited for, when it does not in time."""
+    until = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.02)
+
+
+def spooled_prompts(state_dir: Path) -> set[UUID]:
+    """The prompts in a spool on disk: read without the program's own code, as the frames are described in its module."""
+    found: set[UUID] = set()
+    for path in (state_dir / "spool").glob("*.spool"):
+        with suppress(FileNotFoundError):
+            data = path.read_bytes()
+            at = data.find(b"\xffHS\x01")
+            while at >= 0:
+                head = data[at : at + 16]
+                if len(head) == 16:
+                    length, checksum = struct.unpack_from("<II", head, 4)
+                    payload = data[at + 16 : at + 16 + length]
+                    if len(payload) == length and zlib.crc32(payload) == checksum:
+                        found.add(UUID(json.loads(payload)["prompt_id"]))
+                at = data.find(b"\xffHS\x01", at + 1)
+    return found
+
+
+@dataclass(slots=True)
+class Daemon:
+    """A daemon as a process. `variant` names one of tests/fault/naive.py in the place of the real one."""
+
+    name: str
+    state_dir: Path
+    log_file: Path
+    environment: dict[str, str]
+    variant: str | None = None
+    wrapper: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    _log_start: int = 0
+    _listen: str | None = None
+    killed: bool = False
+
+    def start(self, *, ready: bool = True) -> Self:
+        """Start it (again); returns once it is READY."""
+        module = ["pgherald.cli", "run"] if self.variant is None else ["tests.fault.naive", self.variant]
+        self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
+        self._listen, self.killed = None, False
+        with self.log_file.open("ab") as log:
+            self.started_at = time.monotonic()
+            self.process = subprocess.Popen(
+                [*self.wrapper, sys.executable, "-m", *module],
+                env=self.environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if ready:
+            self.wait_for("ready")
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def text(self) -> str:
+        """What this start has written."""
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events of a name that this start has logged."""
+        found = []
+        for line in self.text.splitlines():
+            if f'"event":"{name}"' in line:
+                with suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
+
+    def wait_for(self, event: str, seconds: float = 60.0, count: int = 1) -> dict[str, Any]:
+        """The `count`-th event of this name."""
+
+        def there() -> bool:
+            if len(self.events(event)) >= count:
+                return True
+            if not self.running:
+                raise AssertionError(f"{self.name} ended with {self.process and self.process.returncode}: {self.text[-1500:]}")
+            return False
+
+        wait_until(there, f"{event} of {self.name}; its log ends {self.text[-1500:]}", seconds)
+        return self.events(event)[count - 1]
+
+    def page(self, path: str = "/metrics") -> str:
+        if self._listen is None:
+            self._listen = self.wait_for("starting")["listen"]
+        try:
+            with urllib.request.urlopen(f"http://{self._listen}{path}", timeout=10) as answer:
+                body: bytes = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                body = error.read()
+        return body.decode()
+
+    def metric(self, series: str) -> float:
+        """One number; summed over a metric's labels when `series` has none."""
+        values = re.findall(rf"^{re.escape(series)}(?:\{{[^}}]*\}})? (\S+)$", self.page(), re.MULTILINE)
+        return sum(map(float, values))
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, to it and what traces it."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.killed = True
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM; the exit code."""
+        self.send(signal.SIGTERM)
+        assert self.process is not None
+        return self.process.wait(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One line of the emulator's log."""
+
+    token: str
+    notification_id: UUID
+    collapse: str
+
+
+@dataclass(slots=True)
+class World:
+    """What one test plays with. Everything that it started ends with it."""
+
+    database: Database
+    fcm: EmulatorClient
+    fcm_log: Path
+    directory: Path
+    tcp: bool = False
+    deadline: float = DEADLINE
+    daemons: dict[str, Daemon] = field(default_factory=dict)
+    spooled: set[UUID] = field(default_factory=set)
+    acted: list[UUID] = field(default_factory=list)
+    payloads: list[str] = field(default_factory=list)
+    recoveries: list[float] = field(default_factory=list)
+    crashes: int = 0
+    _fcm_start: int = 0
+    _pg_start: int = 0
+    _open: ExitStack = field(default_factory=ExitStack)
+    _people: int = 0
+    _db: psycopg.Connection | None = None
+
+    def __enter__(self) -> Self:
+        self._fcm_start = self.fcm_log.stat().st_size if self.fcm_log.exists() else 0
+        log = self.database.server.cluster.log_file
+        self._pg_start = log.stat().st_size if log.exists() else 0
+        db = self.db
+        db.execute("insert into app.organisation (id, name) values (%s, %s)", (ORGANISATION, NAME_CANARY))
+        db.execute(
+            "insert into app.chapter (id, organisation_id, name) values (%s, %s, %s)", (CHAPTER, ORGANISATION, NAME_CANARY)
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for daemon in self.daemons.values():
+            with suppress(ProcessLookupError):
+                if daemon.running:
+                    daemon.send(signal.SIGCONT)
+            daemon.kill()
+        self._open.close()
+        if self._db is not None:
+            self._db.close()
+
+    @property
+    def db(self) -> psycopg.Connection:
+        """A superuser's connection, made anew when the server took the last one with it."""
+        if self._db is None or self._db.broken or self._db.closed:
+            self._db = psycopg.connect(self.database.dsn, autocommit=True)
+        return self._db
+
+    def ask(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a statement; asked again while the server is away."""
+        until = time.monotonic() + SETTLED
+        while True:
+            try:
+                return self.db.execute(statement, parameters).fetchall()  # type: ignore[arg-type]
+            except psycopg.OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+
+    def scenario(self, **columns: Any) -> UUID:
+        """A push at the first activity, at most one a week."""
+        values: dict[str, Any] = {
+            "scenario_type": "milestone",
+            "params": json.dumps({"counts": [1]}),
+            "organisation_id": ORGANISATION,
+            "name": NAME_CANARY,
+            "title_key": "milestone.title",
+            "body_key": "milestone.body",
+            **columns,
+        }
+        names, marks = ", ".join(values), ", ".join(["%s"] * len(values))
+        rows = self.ask(
+            f"insert into herald.scenario ({names}) values ({marks}) returning scenario_id", list(values.values())
+        )
+        found: UUID = rows[0][0]
+        return found
+
+    def people(self, count: int, prefix: str = "", devices: int = 1, platform: str = "android") -> list[UUID]:
+        """People with a device each, whose tokens begin with `prefix` and carry the canary."""
+        first = self._people
+        self._people += count
+        rows = self.ask(
+            "with made as ("
+            "  insert into app.peer_mentor (chapter_id, time_zone) select %s, 'UTC' from generate_series(1, %s) returning user_id"
+            "), numbered as (select m.user_id, row_number() over () + %s as n from made as m"
+            "), told as ("
+            "  insert into herald.device_token (user_id, token, platform)"
+            "  select n.user_id, %s || %s || '-' || n.n || '-' || d, %s from numbered as n, generate_series(1, %s) as d"
+            ") select n.user_id from numbered as n order by n.n",
+            (CHAPTER, count, first, prefix, f"{TOKEN_CANARY}-{self.database.name}", platform, devices),
+        )
+        return [row[0] for row in rows]
+
+    def act(self, people: Iterable[UUID]) -> None:
+        """Each of them does something for the first time, in one transaction: a push is due."""
+        people = list(people)
+        self.acted += people
+        self.ask(
+            "insert into app.activity (user_id, activity_type, flags) select u, 'contact', array[%s] "
+            "from unnest(%s::uuid[]) as u returning user_id",
+            (FLAG_CANARY, people),
+        )
+
+    def daemon(
+        self,
+        name: str = "one",
+        *,
+        variant: str | None = None,
+        wrapper: Sequence[str] = (),
+        start: bool = True,
+        state_dir: Path | None = None,
+        dsn: str | None = None,
+        fcm: EmulatorClient | None = None,
+        **settings: str,
+    ) -> Daemon:
+        """A daemon; `settings` are PGHERALD_ ones in lower case, or other variables in upper case."""
+        environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("PGHERALD_", "PG", "FAULT"))},
+            "PYTHONPATH": str(ROOT / "daemon"),
+            "PYTHONFAULTHANDLER": "1",
+            "PGHERALD_DATABASE_URL": dsn or self.database.dsn_as(DAEMON_LOGIN, tcp=self.tcp),
+            "PGHERALD_STATE_DIR": str(state_dir or self.directory / f"state-{name}"),
+            "PGHERALD_METRICS_LISTEN": "127.0.0.1:0",
+            "PGHERALD_SEND_DEADLINE": str(self.deadline),
+            "PGHERALD_POLL_INTERVAL": "1",
+            "PGHERALD_LOG_LEVEL": "debug",
+            "PGHERALD_SCHEDULER": "off",
+            **(fcm or self.fcm).environment,
+            **{key if key.isupper() else f"PGHERALD_{key.upper()}": value for key, value in settings.items()},
+        }
+        made = Daemon(
+            name,
+            state_dir or self.directory / f"state-{name}",
+            self.directory / f"{name}.log",
+            environment,
+            variant,
+            tuple(wrapper),
+        )
+        self.daemons[name] = made
+        return made.start() if start else made
+
+    def kill(self, daemon: Daemon) -> None:
+        """SIGKILL, and note what its spool holds at that moment: those records must come."""
+        daemon.kill()
+        self.crashes += 1
+        self.note_spool(daemon)
+
+    def note_spool(self, daemon: Daemon) -> set[UUID]:
+        found = spooled_prompts(daemon.state_dir)
+        self.spooled |= found
+        return found
+
+    def restart(self, daemon: Daemon) -> None:
+        """Start it again, and measure from there to READY: spool replayed, listening, nothing left to do."""
+        daemon.start(ready=False)
+        daemon.wait_for("ready")
+        self.recoveries.append(time.monotonic() - daemon.started_at)
+
+    def pushes(self) -> list[Push]:
+        """What FCM accepted since this world began."""
+        with self.fcm_log.open("rb") as log:
+            log.seek(self._fcm_start)
+            lines = log.read().splitlines()
+        found = []
+        for line in lines:
+            content = json.loads(line)
+            message = content["message"]
+            if self.database.name not in (content["token"] or "") and not content["token"].startswith("odd"):
+                continue
+            android = message.get("android", {}).get("notification", {}).get("tag")
+            apns = message.get("apns", {}).get("headers", {}).get("apns-collapse-id")
+            found.append(
+                Push(content["token"], UUID(message["data"]["notification_id"]), android or apns or "")
+            )
+        return found
+
+    def wait_for_pushes(self, count: int, seconds: float = SETTLED) -> None:
+        wait_until(lambda: len(self.pushes()) >= count, f"{count} pushes", seconds)
+
+    def statuses(self) -> dict[str, int]:
+        return dict(self.ask("select status, count(*)::int from herald.prompt group by status"))
+
+    def rest(self, seconds: float = SETTLED, *, time_passes: bool = False) -> None:
+        """Wait until nothing is open: nobody touched, nothing ready or sending, no record owed by a running daemon.
+
+        `time_passes`: what waits for its next try is due at once, as if its time had come.
+        """
+
+        def at_rest() -> bool:
+            if time_passes:
+                self.ask(
+                    "update herald.prompt set not_before = now() where status = 'ready' and not_before > now() "
+                    "and not_before < 'infinity' returning 1"
+                )
+            (row,) = self.ask(
+                "select (select count(*) from herald.touched_user), count(*) from herald.prompt "
+                "where status in ('ready', 'sending') and not_before < 'infinity'"
+            )
+            return row == (0, 0)
+
+        wait_until(at_rest, f"rest; {self.statuses()}", seconds)
+        alive = [each for each in self.daemons.values() if each.running]
+        wait_until(
+            lambda: all(each.metric("pgherald_spool_entries") == 0 for each in alive),
+            "empty spools",
+            seconds,
+        )
+
+    def postgres_log(self) -> str:
+        """What the server wrote since this world began."""
+        with self.database.server.cluster.log_file.open("rb") as log:
+            log.seek(self._pg_start)
+            return log.read().decode(errors="replace")
+
+    def secrets(self) -> Mapping[str, str]:
+        """What must be found nowhere, by kind."""
+        credentials = json.loads(self.fcm.credentials_path.read_text())
+        return {
+            "device token": TOKEN_CANARY,
+            "name": NAME_CANARY,
+            "what somebody told": FLAG_CANARY,
+            "database password": self.database.server.cluster.password,
+            "private key": credentials["private_key"].splitlines()[3],
+        }
