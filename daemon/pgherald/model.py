@@ -6,19 +6,26 @@ none of them.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import TYPE_CHECKING, NewType, NoReturn, TypeAlias, final
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import date, datetime
 
 PromptId = NewType("PromptId", UUID)
 ScenarioId = NewType("ScenarioId", UUID)
 UserId = NewType("UserId", UUID)
 NotificationId = NewType("NotificationId", UUID)
 DeviceId = NewType("DeviceId", UUID)
+
+
+def idempotency_key(user_id: UUID, scenario_type: str, evaluation_date: date) -> str:
+    """The key of a decision, as `herald.idempotency_key()` makes it: one per person, scenario type and UTC date."""
+    parts = (str(user_id), scenario_type, evaluation_date.isoformat())
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
 @unique

@@ -1,4 +1,4 @@
--- Keys of a push, and who is calling. The keys are computed here for SQL and, alike, in pgherald.model for Python.
+-- Keys of a push, and who is calling. The keys are computed here for SQL and, alike, in pgherald.model.idempotency_key for Python.
 
 -- Lower-case hex SHA-256 of user, U+001F, scenario type, U+001F, UTC date of the evaluation.
 create or replace function herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date)
