@@ -46,6 +46,9 @@ one: a request sent on a connection that is already gone can only end as unknown
 WRITE_PATIENCE: Final = 1.0
 """Seconds that one write to a connection may take, and so outlast a deadline; see `_Stream.write`."""
 
+STREAMS_MAX: Final = 100
+"""Requests at once on one HTTP/2 connection, as many as servers commonly allow; with more, another one is opened."""
+
 CONNECTIONS_MAX: Final = 3
 """Connections to try for one request, where each is over before the request is sent."""
 
@@ -324,7 +327,7 @@ class _Connection(httpcore2.AsyncHTTPConnection):
             raise
 
     def is_available(self) -> bool:
-        return not self._leaving and super().is_available()
+        return not self._leaving and self.users < STREAMS_MAX and super().is_available()
 
     def has_expired(self) -> bool:
         return (self._leaving and self.users == 0) or super().has_expired()

@@ -97,7 +97,7 @@ class _Circuit:
     def strike(self, now: float, weight: int = 1) -> None:
         """A failure. While open only a probe's counts: the others were on their way before."""
         if self.is_open:
-            if self._probing:
+            if self._is_verdict(now):
                 self._open(now, min(self._wait * 2, self._wait_max))
             return
         self._strikes += weight
@@ -109,9 +109,13 @@ class _Circuit:
         self._probe_at = now + wait
         self._probing = False
 
-    def succeed(self) -> None:
+    def _is_verdict(self, now: float) -> bool:
+        """Whether an answer can be a probe's: one was sent, or what comes now was sent since the wait is over."""
+        return self._probing or now >= self._probe_at
+
+    def succeed(self, now: float) -> None:
         """A success, which closes it; but what was on its way before it opened says nothing about now."""
-        if not self.is_open or self._probing:
+        if not self.is_open or self._is_verdict(now):
             self._strikes = 0
             self._wait = 0.0
             self._probing = False
@@ -178,26 +182,25 @@ class Pacing:
         return max(wait, 0.0)
 
     def platforms(self, now_mono: float) -> frozenset[Platform]:
-        """Whose prompts to claim. While the APNs key is bad, iOS is among them now and then: that claim is a probe."""
-        if self._apns.is_open:
-            if self._apns.ready_in(now_mono) > 0:
-                return _ALL_BUT_IOS
-            self._apns.probe(now_mono)
-        return _ALL
+        """Whom to send to now. While the APNs key is bad, iOS is among them from when a probe is due to its answer.
+
+        Asking consumes nothing, so what is sent to iOS in that time are as many probes.
+        """
+        return _ALL_BUT_IOS if self._apns.ready_in(now_mono) > 0 else _ALL
 
     def on_answer(self, answer: Answer, platform: Platform, now_mono: float) -> None:
         """Learn from what FCM said (or from its silence) about more than the one push."""
         match answer:
             case Accepted():
-                self._permission.succeed()
+                self._permission.succeed(now_mono)
                 self._mismatches_in_a_row = 0
                 if platform is Platform.IOS:
-                    self._apns.succeed()
+                    self._apns.succeed(now_mono)
             case TokenInvalid(Code.SENDER_ID_MISMATCH):
                 self._mismatches_in_a_row += 1
                 self._mismatches.append(now_mono)
             case TokenInvalid():
-                self._permission.succeed()
+                self._permission.succeed(now_mono)
             case Rejected():
                 self._on_rejected(answer, platform, now_mono)
             case _:
@@ -205,7 +208,7 @@ class Pacing:
         if isinstance(answer, Rejected) and answer.code in (Code.NOT_CONNECTED, Code.NO_OAUTH_TOKEN):
             self._road.strike(now_mono)
         elif isinstance(answer, Accepted | TokenInvalid | Rejected):
-            self._road.succeed()
+            self._road.succeed(now_mono)
 
     def _on_rejected(self, answer: Rejected, platform: Platform, now: float) -> None:
         match answer.effect:

@@ -44,6 +44,13 @@ def http_answer(status: int = 200, body: bytes = OK_BODY, *headers: str) -> byte
 OK = http_answer()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what sets no event: bytes that arrive, a thread that ends."""
+    with anyio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - see above
+            await anyio.sleep(0.005)
+
+
 class Peer:
     """The server's end of one connection."""
 

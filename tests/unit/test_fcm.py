@@ -34,10 +34,11 @@ from tests.support.raw_server import (
     http_answer,
     raw_server,
     server_tls,
+    until,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -164,12 +165,6 @@ async def test_no_free_connection_by_the_deadline_is_not_sent() -> None:
 async def expect_unsure(road: HttpxTransport, server: RawServer, mark: bytes, within: float) -> None:
     with pytest.raises(Unsure):
         await post(road, server.port, mark=mark, within=within)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - bytes that arrive at a socket set no event
-            await anyio.sleep(0.005)
 
 
 async def test_a_deadline_in_the_past_is_not_sent() -> None:

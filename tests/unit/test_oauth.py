@@ -1,0 +1,485 @@
+"""The access token stays fresh, whatever its endpoint does; credentials that cannot work say so, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import orjson
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgherald import oauth as oauth_module
+from pgherald.errors import ConfigError
+from pgherald.oauth import NoOAuthToken, OAuth, load_credentials
+from tests.support.raw_server import Peer, RawServer, http_answer, raw_server, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+anyio_test = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def pem_of(key: PrivateKeyTypes) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+RSA = pem_of(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+EC = pem_of(ec.generate_private_key(ec.SECP256R1()))
+
+
+def key_file(path: Path, **changes: Any) -> Path:
+    content = {
+        "type": "service_account",
+        "project_id": "my-project",
+        "private_key_id": "0123",
+        "private_key": RSA,
+        "client_email": "herald@my-project.iam.gserviceaccount.com",
+        "token_uri": "https://oauth2.googleapis.com/token",
+        **changes,
+    }
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    return path
+
+
+def granted(token: str, expires_in: Any = 3600) -> bytes:
+    return http_answer(200, orjson.dumps({"access_token": token, "expires_in": expires_in, "token_type": "Bearer"}))
+
+
+@asynccontextmanager
+async def endpoint(
+    tmp_path: Path, answer: Callable[[Peer, int], Awaitable[None]]
+) -> AsyncIterator[tuple[OAuth, RawServer]]:
+    """An OAuth whose token endpoint answers as told: `answer` gets the connection, and which request it is, from 1."""
+    count = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal count
+        await peer.request()
+        count += 1
+        await answer(peer, count)
+
+    async with raw_server(script) as server:
+        path = key_file(tmp_path / "fcm.json", token_uri=f"http://127.0.0.1:{server.port}/token")
+        credentials, _ = load_credentials(path, None)
+        yield OAuth(credentials), server
+
+
+async def number(peer: Peer, count: int) -> None:
+    await peer.send(granted(f"token-{count}"))
+
+
+async def silence(peer: Peer, _: int) -> None:
+    while await peer.read():
+        pass
+
+
+@anyio_test
+async def test_a_token_is_fetched_once_and_then_read_from_memory(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, number) as (oauth, server):
+        assert oauth.expiry_timestamp == 0
+        assert [await oauth.token() for _ in range(5)] == ["token-1"] * 5
+        assert oauth.expiry_timestamp == pytest.approx(time.time() + 3600, abs=5)
+        assert server.seen(b"POST /token") == 1
+        assert server.seen(b"grant-type%3Ajwt-bearer") == 1
+
+
+@anyio_test
+async def test_many_who_need_a_token_cause_one_request(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, number) as (oauth, server):
+        tokens: list[str] = []
+
+        async def first() -> None:
+            tokens.append(await oauth.token())
+
+        async def again() -> None:
+            tokens.append(await oauth.refresh("token-1"))
+
+        for each in (first, again):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(50):
+                    tasks.start_soon(each)
+        assert tokens == ["token-1"] * 50 + ["token-2"] * 50
+        assert len(server.peers) == 2
+
+
+@anyio_test
+async def test_a_storm_of_401_is_no_storm_of_renewals(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, number) as (oauth, server):
+        assert await oauth.token() == "token-1"
+        assert await oauth.refresh("token-1") == "token-2"
+        for _ in range(100):
+            with pytest.raises(NoOAuthToken) as caught:
+                await oauth.refresh("token-2")
+            assert caught.value.reason == "renewed_a_moment_ago"
+        assert len(server.peers) == 2
+        assert await oauth.token() == "token-2"
+
+
+@anyio_test
+async def test_a_token_is_renewed_before_it_expires(tmp_path: Path) -> None:
+    async def short(peer: Peer, count: int) -> None:
+        await peer.send(granted(f"token-{count}", 2))
+
+    async with endpoint(tmp_path, short) as (oauth, server), anyio.create_task_group() as tasks:
+        tasks.start_soon(oauth.run)
+        await until(lambda: oauth.expiry_timestamp > 0)
+        first = oauth.expiry_timestamp
+        await until(lambda: oauth.expiry_timestamp > first)
+        assert time.time() < first
+        assert await oauth.token() in ("token-2", "token-3")
+        tasks.cancel_scope.cancel()
+
+
+@anyio_test
+async def test_an_outage_of_the_endpoint_is_noticed_at_its_end(tmp_path: Path) -> None:
+    async def down_at_first(peer: Peer, count: int) -> None:
+        await peer.send(http_answer(503, b"busy") if count < 4 else granted("token"))
+
+    async with endpoint(tmp_path, down_at_first) as (oauth, server), anyio.create_task_group() as tasks:
+        tasks.start_soon(oauth.run)
+        await until(lambda: oauth.expiry_timestamp > 0)
+        assert await oauth.token() == "token"
+        assert len(server.peers) == 4
+        tasks.cancel_scope.cancel()
+
+
+@anyio_test
+async def test_during_an_outage_the_old_token_is_used_as_long_as_it_lives(tmp_path: Path) -> None:
+    async def once(peer: Peer, count: int) -> None:
+        await peer.send(granted("token", 3) if count == 1 else http_answer(500, b"{}"))
+
+    async with endpoint(tmp_path, once) as (oauth, server), anyio.create_task_group() as tasks:
+        tasks.start_soon(oauth.run)
+        await until(lambda: len(server.peers) >= 2)
+        assert await oauth.token() == "token"
+        await until(lambda: time.time() > oauth.expiry_timestamp)
+        with pytest.raises(NoOAuthToken):
+            await oauth.token()
+        tasks.cancel_scope.cancel()
+
+
+REFUSALS: list[tuple[str, bytes, str]] = [
+    (
+        "a key that was deleted",
+        http_answer(400, b'{"error":"invalid_grant","error_description":"SECRET"}'),
+        "invalid_grant",
+    ),
+    ("an error nobody knows", http_answer(400, b'{"error":"SECRET thing"}'), "refused"),
+    ("an outage", http_answer(503, b"SECRET"), "http_503"),
+    ("a rate limit", http_answer(429, b"SECRET"), "http_429"),
+    ("a page", http_answer(200, b"<html>SECRET</html>"), "bad_answer"),
+    ("no token", http_answer(200, b"{}"), "refused"),
+    ("a list", http_answer(200, b"[]"), "bad_answer"),
+    ("a token that breaks the header", granted("SECRET\r\nX-Other: 1"), "bad_answer"),
+    ("a token of no text", http_answer(200, b'{"access_token":7,"expires_in":3600}'), "bad_answer"),
+    ("an expiry beyond all times", granted("SECRET", 10**18), "bad_answer"),
+    ("an expiry of no number", granted("SECRET", "soon"), "bad_answer"),
+    ("a token that is over", granted("SECRET", 0), "expired_on_arrival"),
+    ("an answer without end", http_answer(200, b" " * 100_000), "bad_answer"),
+    ("a cut answer", b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{", "unreachable"),
+    ("no answer", b"", "unreachable"),
+]
+
+
+@anyio_test
+@pytest.mark.parametrize(("answer", "reason"), [row[1:] for row in REFUSALS], ids=[row[0] for row in REFUSALS])
+async def test_what_is_no_token_is_none_and_its_reason_is_one_word(tmp_path: Path, answer: bytes, reason: str) -> None:
+    async def refuse(peer: Peer, _: int) -> None:
+        await peer.send(answer)
+
+    async with endpoint(tmp_path, refuse) as (oauth, server):
+        with pytest.raises(NoOAuthToken) as caught:
+            await oauth.token()
+        assert caught.value.reason == reason
+        assert "SECRET" not in f"{caught.value!r}{caught.value.__cause__!r}"
+        assert len(server.peers) == 1, "google-auth's own repetitions would sleep in the thread"
+
+
+@anyio_test
+async def test_a_token_without_a_stated_life_is_taken_for_a_short_one(tmp_path: Path) -> None:
+    async def untold(peer: Peer, _: int) -> None:
+        await peer.send(http_answer(200, b'{"access_token":"token"}'))
+
+    async with endpoint(tmp_path, untold) as (oauth, _):
+        assert await oauth.token() == "token"
+        assert oauth.expiry_timestamp == pytest.approx(time.time() + 300, abs=5)
+
+
+@anyio_test
+async def test_after_a_failure_nobody_waits_for_the_next_try(tmp_path: Path) -> None:
+    async def down(peer: Peer, _: int) -> None:
+        await peer.send(http_answer(503, b""))
+
+    async with endpoint(tmp_path, down) as (oauth, server):
+        for _ in range(200):
+            with pytest.raises(NoOAuthToken):
+                await oauth.token()
+        assert len(server.peers) < 20
+
+
+async def drip(peer: Peer, _: int) -> None:
+    for byte in granted("token"):
+        await peer.send(bytes([byte]))
+        await asyncio.sleep(0.05)
+
+
+@anyio_test
+@pytest.mark.parametrize("answer", [silence, drip])
+async def test_an_endpoint_that_hangs_or_drips_costs_the_bound_and_no_more(
+    tmp_path: Path, answer: Callable[[Peer, int], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oauth_module, "CALL_BOUND", 0.4)
+    async with endpoint(tmp_path, answer) as (oauth, server):
+        begun = time.monotonic()
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await anyio.sleep(0.01)
+                ticks += 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tick)
+            with pytest.raises(NoOAuthToken) as caught:
+                await oauth.token()
+            tasks.cancel_scope.cancel()
+        assert caught.value.reason == "timeout"
+        assert 0.35 < time.monotonic() - begun < 1.5
+        assert ticks > 10, "the event loop went on"
+        await until(no_thread_waits)
+        with anyio.fail_after(2):
+            await server.peers[0].closed.wait()
+
+
+def no_thread_waits() -> bool:
+    """No thread is left with the endpoint: it would keep the program from ending."""
+    return not any(thread.name == "AnyIO worker thread" and is_busy(thread) for thread in threading.enumerate())
+
+
+def is_busy(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the only way to see where a thread is
+    while frame is not None:
+        if frame.f_code.co_filename == oauth_module.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+@anyio_test
+async def test_stopping_while_the_endpoint_hangs_takes_no_time(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, silence) as (oauth, server):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(oauth.run)
+            for _ in range(3):
+                tasks.start_soon(oauth.token)
+            await until(lambda: bool(server.peers))
+            begun = time.monotonic()
+            tasks.cancel_scope.cancel()
+        await until(no_thread_waits)
+        assert time.monotonic() - begun < 1.0
+
+
+@anyio_test
+async def test_one_who_gives_up_waiting_harms_nobody_else(tmp_path: Path) -> None:
+    async def slow(peer: Peer, count: int) -> None:
+        await asyncio.sleep(0.3)
+        await number(peer, count)
+
+    async with endpoint(tmp_path, slow) as (oauth, _):
+        tokens: list[str] = []
+
+        async def wait() -> None:
+            tokens.append(await oauth.token())
+
+        async with anyio.create_task_group() as tasks:
+            with anyio.move_on_after(0.1):
+                async with anyio.create_task_group() as impatient:
+                    impatient.start_soon(oauth.token)
+                    await anyio.sleep(0.02)
+                    tasks.start_soon(wait)
+        assert len(tokens) == 1
+
+
+@anyio_test
+async def test_a_token_is_in_no_repr(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, number) as (oauth, _):
+        token = await oauth.token()
+        assert token not in f"{oauth!r}{oauth._granted!r}"  # noqa: SLF001 - what a debugger or a log would show
+
+
+def test_credentials_of_a_service_account_name_their_project(tmp_path: Path) -> None:
+    path = key_file(tmp_path / "fcm.json")
+    credentials: Any
+    credentials, project = load_credentials(path, None)
+    assert (credentials.service_account_email, project) == ("herald@my-project.iam.gserviceaccount.com", "my-project")
+    assert credentials.scopes == ["https://www.googleapis.com/auth/firebase.messaging"]
+    assert load_credentials(path, "another")[1] == "another"
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9099/token", "http://localhost:9099/token", "http://[::1]:9099/token"]
+)
+def test_a_token_endpoint_on_this_machine_needs_no_tls(tmp_path: Path, uri: str) -> None:
+    load_credentials(key_file(tmp_path / "fcm.json", token_uri=uri), None)
+
+
+BAD_KEYS: list[tuple[str, dict[str, Any], str]] = [
+    ("another kind", {"type": "authorized_user"}, "not the JSON key of a service account"),
+    ("no kind", {"type": None}, "not the JSON key of a service account"),
+    ("no private key", {"private_key": None}, "has no private_key"),
+    ("no address", {"client_email": None, "token_uri": ""}, "has no client_email, token_uri"),
+    ("an address of no text", {"client_email": ["SECRET"]}, "has no client_email"),
+    ("an empty key", {"private_key": "SECRET"}, "private_key cannot be read as an RSA key"),
+    ("a cut key", {"private_key": RSA[:300]}, "private_key cannot be read as an RSA key"),
+    ("a key of another kind", {"private_key": EC}, "private_key cannot be read as an RSA key"),
+    ("an open token endpoint", {"token_uri": "http://oauth2.example.org/SECRET"}, "token_uri is not an https"),
+    ("a token endpoint in a file", {"token_uri": "file:///SECRET"}, "token_uri is not an https"),
+    ("no token endpoint at all", {"token_uri": "https://[SECRET/"}, "token_uri is not an https"),
+]
+
+
+@pytest.mark.parametrize(("changes", "wrong"), [row[1:] for row in BAD_KEYS], ids=[row[0] for row in BAD_KEYS])
+def test_a_key_that_cannot_work_is_named_with_the_remedy(tmp_path: Path, changes: dict[str, Any], wrong: str) -> None:
+    path = key_file(tmp_path / "fcm.json", **changes)
+    message = problem_with(path)
+    assert wrong in message
+    assert "SECRET" not in message
+
+
+def problem_with(path: Path) -> str:
+    """What load_credentials says of a file; every message names it, says what to do, and repeats nothing of it."""
+    with pytest.raises(ConfigError) as caught:
+        load_credentials(path, None)
+    message = str(caught.value)
+    assert str(path) in message
+    assert len(message) > len(str(path)) + 40
+    assert "PRIVATE KEY" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"SECRET", "is not JSON"),
+        (b'{"type": "service_account", "private_key": "SECRET', "is not JSON"),
+        (b"\xff\xfe\x00SECRET", "is not JSON"),
+        (b'["SECRET"]', "not the JSON key of a service account"),
+        (b'{"type":"service_account","x":"' + b"SECRET" * 20_000 + b'"}', "not the JSON key of a service account"),
+    ],
+)
+def test_a_file_that_is_no_key_is_named_with_the_remedy(tmp_path: Path, content: bytes, wrong: str) -> None:
+    path = tmp_path / "fcm.json"
+    path.write_bytes(content)
+    message = problem_with(path)
+    assert wrong in message
+    assert "SECRET" not in message
+
+
+def test_a_missing_file_and_what_is_no_file_are_named(tmp_path: Path) -> None:
+    assert "no such file" in problem_with(tmp_path / "missing.json")
+    assert "cannot be read as a file" in problem_with(tmp_path)
+    assert "cannot be read as a file" in problem_with(Path("a\0b"))
+
+
+def test_a_file_of_somebody_else_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)
+    assert "may not be read" in problem_with(tmp_path / "fcm.json")
+
+
+def test_credentials_without_a_project_need_the_setting(tmp_path: Path) -> None:
+    path = key_file(tmp_path / "fcm.json", project_id=None)
+    with pytest.raises(ConfigError, match="Set PGHERALD_FCM_PROJECT"):
+        load_credentials(path, None)
+    assert load_credentials(path, "given")[1] == "given"
+
+
+values = st.none() | st.booleans() | st.integers() | st.text(max_size=30) | st.lists(st.text(max_size=3), max_size=2)
+fields = st.sampled_from(["type", "project_id", "private_key", "client_email", "token_uri", "universe_domain", "x"])
+
+
+@given(st.dictionaries(fields, values, max_size=4) | st.binary(max_size=80))
+def test_no_file_makes_the_reading_fail_in_another_way(
+    tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any] | bytes
+) -> None:
+    path = tmp_path_factory.mktemp("keys") / "fcm.json"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        key_file(path, **content)
+    with suppress(ConfigError):
+        load_credentials(path, None)
+
+
+@pytest.fixture
+def no_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A machine without application default credentials."""
+    for name in list(os.environ):
+        if name.startswith(("GOOGLE_", "CLOUDSDK_", "GCLOUD_", "GCE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    return monkeypatch
+
+
+def test_default_credentials_that_are_not_there_say_what_to_set(no_defaults: pytest.MonkeyPatch) -> None:
+    no_defaults.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
+    with pytest.raises(ConfigError, match="PGHERALD_FCM_CREDENTIALS is not set"):
+        load_credentials(None, None)
+
+
+def test_looking_for_a_metadata_server_takes_about_a_second(no_defaults: pytest.MonkeyPatch) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        no_defaults.setattr(
+            "google.auth.compute_engine._metadata._GCE_DEFAULT_MDS_IP", f"127.0.0.1:{mute.getsockname()[1]}"
+        )
+        begun = time.monotonic()
+        with pytest.raises(ConfigError, match="PGHERALD_FCM_CREDENTIALS is not set"):
+            load_credentials(None, None)
+        assert time.monotonic() - begun < 2.5
+
+
+def test_default_credentials_are_found_where_google_looks(tmp_path: Path, no_defaults: pytest.MonkeyPatch) -> None:
+    no_defaults.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(tmp_path / "fcm.json")))
+    credentials: Any
+    credentials, project = load_credentials(None, None)
+    assert (credentials.service_account_email, project) == ("herald@my-project.iam.gserviceaccount.com", "my-project")
+
+
+def test_default_credentials_that_are_broken_are_named(tmp_path: Path, no_defaults: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "broken.json"
+    no_defaults.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    for content in ("", "SECRET", '{"type":"service_account","private_key":"SECRET"}'):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=r"broken\.json, which is not a usable") as caught:
+            load_credentials(None, None)
+        assert "SECRET" not in str(caught.value)
