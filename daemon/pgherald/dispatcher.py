@@ -86,10 +86,15 @@ class DispatchConfig:
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What `evaluate_and_dispatch` works with."""
+    """What `dispatch_prompts` and `evaluate_and_dispatch` work with."""
 
     claims: Claims
     dispatcher: PushNotificationDispatcher
+
+
+async def dispatch_prompts(prompts: Sequence[Prompt], deps: Dependencies) -> DispatchSummary:
+    """Send claimed prompts and write their records; see `PushNotificationDispatcher.dispatch_prompts`."""
+    return await deps.dispatcher.dispatch_prompts(prompts)
 
 
 async def evaluate_and_dispatch(
@@ -100,7 +105,7 @@ async def evaluate_and_dispatch(
     if not prompts:
         return DispatchSummary(0, 0, 0)
     claimed = await deps.claims.claim_prompts(config.owner, prompts, config.lease)
-    return await deps.dispatcher.dispatch_prompts(claimed.prompts)
+    return await dispatch_prompts(claimed.prompts, deps)
 
 
 class PushNotificationDispatcher:

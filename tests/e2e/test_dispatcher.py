@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+import pgherald
 from pgherald.config import LogLevel
 from pgherald.dispatcher import (
     Dependencies,
@@ -336,3 +337,10 @@ async def test_two_evaluations_at_once_make_one_prompt(bench: Bench, organisatio
     assert len(organisation.prompts()) == 1
     assert len(bench.emulator.messages) == 1
     assert len(organisation.notifications()) == 1
+
+
+def test_everything_promised_can_be_imported_from_the_package() -> None:
+    for name in pgherald.__all__:
+        assert getattr(pgherald, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = pgherald.nothing_of_the_kind
