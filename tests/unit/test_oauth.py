@@ -142,7 +142,7 @@ async def test_a_token_is_renewed_before_it_expires(tmp_path: Path) -> None:
     async def short(peer: Peer, count: int) -> None:
         await peer.send(granted(f"token-{count}", 2))
 
-    async with endpoint(tmp_path, short) as (oauth, server), anyio.create_task_group() as tasks:
+    async with endpoint(tmp_path, short) as (oauth, _), anyio.create_task_group() as tasks:
         tasks.start_soon(oauth.run)
         await until(lambda: oauth.expiry_timestamp > 0)
         first = oauth.expiry_timestamp
