@@ -102,13 +102,15 @@ revoke all on function herald.in_canary from public;
 -- What becomes of each candidate at p_now: decision 'send', or the gate. Of several candidates of one person one is
 -- sent, the latest due. A candidate outside the scenario's scope is dropped without a trace: evaluators need not care
 -- for scope. Rows of prompts that ended without a push (failed, skipped, expired) may be armed again.
--- plpgsql for its cached plan: planning this takes several times as long as running it for a few people.
+-- plpgsql for its plan, which a session makes once, for look-ups through indexes: planning takes several times as long as
+-- running it for a few people.
 create or replace function herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz)
 returns table (user_id uuid, activity_ref text, due_at timestamptz, decision text, not_before timestamptz)
-language plpgsql stable
+language plpgsql stable rows 10
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 begin

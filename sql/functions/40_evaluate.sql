@@ -10,6 +10,7 @@ create or replace function herald.decide(
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_wanted bigint;
@@ -167,7 +168,7 @@ begin
       and e.started_at > p_now - interval '1 minute' and e.started_at <= p_now;
   end if;
   select d.candidates, d.prompts, d.suppressed, d.held into candidates, prompts, suppressed, held
-  from herald.decide(p_scenario, herald.candidates(p_scenario, p_window, p_users), p_window, p_users, p_now, v_made) as d;
+  from herald.decide(p_scenario, herald.candidates_of(p_scenario, p_window, p_users), p_window, p_users, p_now, v_made) as d;
 end
 $$;
 comment on function herald.run is

@@ -1,23 +1,45 @@
 -- expiry: an item (certificate, assignment) expires in one of `days_before`; not when a later one of the same kind is
 -- there. Whether it is past by the time of sending is for still_due. A day is 24 hours, whatever the clocks do.
--- Found through an index on (expires_at); the renewal through (user_id).
+-- Found through an index on (expires_at), or for p_users through (user_id), by which the renewal is looked for. `offset 0`
+-- keeps the planner to that.
 create or replace function herald.due_expiry(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null)
 returns setof herald.candidate
 language sql stable
 as $$
-  select i.user_id, i.item_id || '#' || d.value, i.expires_at - make_interval(hours => 24 * d.value::integer)
-  from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d
+  with item as (
+    select e.user_id, e.item_id, e.kind, e.expires_at, d.value as days
+    from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d
+    cross join lateral (
+      select v.user_id, v.item_id, v.kind, v.expires_at
+      from herald.source_expiry as v
+      where p_users is null
+        and v.expires_at > lower(p_window) + make_interval(hours => 24 * d.value::integer)
+        and v.expires_at <= upper(p_window) + make_interval(hours => 24 * d.value::integer)
+      offset 0
+    ) as e
+    union all
+    select e.user_id, e.item_id, e.kind, e.expires_at, d.value
+    from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d
+    cross join unnest(p_users) as u (user_id)
+    cross join lateral (
+      select v.user_id, v.item_id, v.kind, v.expires_at
+      from herald.source_expiry as v
+      where v.user_id = u.user_id
+        and v.expires_at > lower(p_window) + make_interval(hours => 24 * d.value::integer)
+        and v.expires_at <= upper(p_window) + make_interval(hours => 24 * d.value::integer)
+      offset 0
+    ) as e
+  )
+  select i.user_id, i.item_id || '#' || i.days, i.expires_at - make_interval(hours => 24 * i.days::integer)
+  from item as i
   cross join lateral (
-    select e.user_id, e.item_id, e.kind, e.expires_at
-    from herald.source_expiry as e
-    where e.expires_at > lower(p_window) + make_interval(hours => 24 * d.value::integer)
-      and e.expires_at <= upper(p_window) + make_interval(hours => 24 * d.value::integer)
-      and (p_users is null or e.user_id = any (p_users))
-      and (not p_scenario.params ? 'kinds' or p_scenario.params -> 'kinds' ? e.kind)
+    select v.organisation_id, v.chapter_id
+    from herald.source_recipient as v
+    where v.user_id = i.user_id
     offset 0
-  ) as i
-  join herald.source_recipient as r on r.user_id = i.user_id
-  where r.organisation_id = p_scenario.organisation_id
+  ) as r
+  where (not p_scenario.params ? 'kinds' or p_scenario.params -> 'kinds' ? i.kind)
+    and r.organisation_id = p_scenario.organisation_id
     and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
     and not exists (
       select from herald.source_expiry as l

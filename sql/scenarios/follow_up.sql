@@ -1,17 +1,38 @@
 -- follow_up: `after_days` after an activity of `activity_type` (with `first_only`, the person's first of that type), if
 -- it carries the flag `if_flag`. A day is 24 hours, whatever the clocks do.
--- Found through an index on (occurred_at); the first of its type through (user_id, occurred_at).
+-- Found through an index on (occurred_at), or for p_users through (user_id, occurred_at), by which the first of its type is
+-- told. `offset 0` keeps the planner to that.
 create or replace function herald.due_follow_up(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null)
 returns setof herald.candidate
 language sql stable
 as $$
+  with done as (
+    select v.user_id, v.activity_id, v.activity_type, v.occurred_at, v.flags
+    from herald.source_activity as v
+    where p_users is null
+      and v.occurred_at > lower(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'after_days')::integer)
+      and v.occurred_at <= upper(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'after_days')::integer)
+    union all
+    select a.user_id, a.activity_id, a.activity_type, a.occurred_at, a.flags
+    from unnest(p_users) as u (user_id)
+    cross join lateral (
+      select v.user_id, v.activity_id, v.activity_type, v.occurred_at, v.flags
+      from herald.source_activity as v
+      where v.user_id = u.user_id
+        and v.occurred_at > lower(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'after_days')::integer)
+        and v.occurred_at <= upper(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'after_days')::integer)
+      offset 0
+    ) as a
+  )
   select a.user_id, a.activity_id, a.occurred_at + make_interval(hours => 24 * (p_scenario.params ->> 'after_days')::integer)
-  from herald.source_activity as a
-  join herald.source_recipient as r on r.user_id = a.user_id
-  where a.occurred_at > lower(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'after_days')::integer)
-    and a.occurred_at <= upper(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'after_days')::integer)
-    and (p_users is null or a.user_id = any (p_users))
-    and a.activity_type = p_scenario.params ->> 'activity_type'
+  from done as a
+  cross join lateral (
+    select v.organisation_id, v.chapter_id
+    from herald.source_recipient as v
+    where v.user_id = a.user_id
+    offset 0
+  ) as r
+  where a.activity_type = p_scenario.params ->> 'activity_type'
     and (not p_scenario.params ? 'if_flag' or p_scenario.params ->> 'if_flag' = any (a.flags))
     and r.organisation_id = p_scenario.organisation_id
     and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)

@@ -2,57 +2,77 @@
 -- A person became due at `t` when no activity fell between the base (that last activity) and `t`: what came after does
 -- not change who was due then, so a backtest tells the truth and a window may be cut anywhere. Whether they were active
 -- since is for still_due. A day is 24 hours here, whatever the clocks do.
--- Found through an index on (occurred_at); each hit is checked through (user_id, occurred_at). `offset 0` keeps the
--- planner from turning that check into a hash of the whole table.
+-- Found through an index on (occurred_at), or for p_users through (user_id, occurred_at), by which each hit is checked.
+-- `offset 0` keeps the planner from turning a look-up for a few people into a hash of everybody.
 create or replace function herald.due_inactivity(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null)
 returns setof herald.candidate
 language sql stable
 as $$
   with step as materialized (
-    select k, make_interval(hours => 24 * ((p_scenario.params ->> 'days')::integer + k * coalesce((p_scenario.params ->> 'repeat_days')::integer, 0))) as lag
-    from generate_series(1, (
-      select case when p_scenario.params ? 'repeat_days' and e.at is not null then
-        -- no further back than the oldest moment there is
-        least(
-          coalesce((p_scenario.params ->> 'max_repeats')::integer, 100000),
-          greatest(ceil((extract(epoch from upper(p_window)) - extract(epoch from e.at)) / 86400 / (p_scenario.params ->> 'repeat_days')::integer), 0)
-        )::integer
-      else 0 end
+    select
+      k.k,
+      make_interval(hours => 24 * ((p_scenario.params ->> 'days')::integer + k.k * coalesce((p_scenario.params ->> 'repeat_days')::integer, 0))) as lag
+    from generate_series(0, case when p_scenario.params ? 'repeat_days' then (
+      -- no further back than the oldest moment there is
+      select least(
+        coalesce((p_scenario.params ->> 'max_repeats')::integer, 100000),
+        greatest(ceil((extract(epoch from upper(p_window)) - extract(epoch from least(o.activity, o.registration)))
+          / 86400 / (p_scenario.params ->> 'repeat_days')::integer), 0)
+      )::integer
       from (
-        select least(
-          (select min(a.occurred_at) from herald.source_activity as a where a.occurred_at > '-infinity'),
-          (select min(r.registered_at) from herald.source_recipient as r where r.registered_at > '-infinity')
-        ) as at
-      ) as e
-    )) as k
+        select
+          (select a.occurred_at from herald.source_activity as a where a.occurred_at > '-infinity' order by a.occurred_at limit 1) as activity,
+          (select r.registered_at from herald.source_recipient as r where r.registered_at > '-infinity' order by r.registered_at limit 1) as registration
+        offset 0
+      ) as o
+    ) else 0 end) as k (k)
   ), base as (
-    select a.user_id, a.activity_id as ref, a.activity_id, a.occurred_at as at, 0 as k,
-      make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer) as lag
-    from herald.source_activity as a
-    where a.occurred_at > lower(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
-      and a.occurred_at <= upper(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
-      and (p_users is null or a.user_id = any (p_users))
-    union all
-    select r.user_id, 'registered', null, r.registered_at, 0,
-      make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
-    from herald.source_recipient as r
-    where r.registered_at > lower(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
-      and r.registered_at <= upper(p_window) - make_interval(hours => 24 * (p_scenario.params ->> 'days')::integer)
-      and (p_users is null or r.user_id = any (p_users))
-    union all
-    select a.user_id, a.activity_id || '#' || s.k, a.activity_id, a.occurred_at, s.k, s.lag
+    select a.user_id, a.activity_id, a.occurred_at as at, s.k, s.lag
     from step as s
-    join herald.source_activity as a on a.occurred_at > lower(p_window) - s.lag and a.occurred_at <= upper(p_window) - s.lag
-    where p_users is null or a.user_id = any (p_users)
+    cross join lateral (
+      select v.user_id, v.activity_id, v.occurred_at
+      from herald.source_activity as v
+      where p_users is null and v.occurred_at > lower(p_window) - s.lag and v.occurred_at <= upper(p_window) - s.lag
+      offset 0
+    ) as a
     union all
-    select r.user_id, 'registered#' || s.k, null, r.registered_at, s.k, s.lag
+    select r.user_id, null, r.registered_at, s.k, s.lag
     from step as s
-    join herald.source_recipient as r on r.registered_at > lower(p_window) - s.lag and r.registered_at <= upper(p_window) - s.lag
-    where p_users is null or r.user_id = any (p_users)
+    cross join lateral (
+      select v.user_id, v.registered_at
+      from herald.source_recipient as v
+      where p_users is null and v.registered_at > lower(p_window) - s.lag and v.registered_at <= upper(p_window) - s.lag
+      offset 0
+    ) as r
+    union all
+    select a.user_id, a.activity_id, a.occurred_at, s.k, s.lag
+    from step as s
+    cross join unnest(p_users) as u (user_id)
+    cross join lateral (
+      select v.user_id, v.activity_id, v.occurred_at
+      from herald.source_activity as v
+      where v.user_id = u.user_id and v.occurred_at > lower(p_window) - s.lag and v.occurred_at <= upper(p_window) - s.lag
+      offset 0
+    ) as a
+    union all
+    select r.user_id, null, r.registered_at, s.k, s.lag
+    from step as s
+    cross join unnest(p_users) as u (user_id)
+    cross join lateral (
+      select v.user_id, v.registered_at
+      from herald.source_recipient as v
+      where v.user_id = u.user_id and v.registered_at > lower(p_window) - s.lag and v.registered_at <= upper(p_window) - s.lag
+      offset 0
+    ) as r
   )
-  select b.user_id, b.ref, b.at + b.lag
+  select b.user_id, coalesce(b.activity_id, 'registered') || case when b.k > 0 then '#' || b.k else '' end, b.at + b.lag
   from base as b
-  join herald.source_recipient as r on r.user_id = b.user_id
+  cross join lateral (
+    select v.organisation_id, v.chapter_id
+    from herald.source_recipient as v
+    where v.user_id = b.user_id
+    offset 0
+  ) as r
   where r.organisation_id = p_scenario.organisation_id
     and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
     and not exists (

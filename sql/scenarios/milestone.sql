@@ -1,6 +1,6 @@
 -- milestone: the person's number of activities reaches one of `counts`; due when the activity that reached it occurred.
 -- Found through an index on (occurred_at): who was active in the window; then, for each count, the count-th activity
--- of that person through (user_id, occurred_at).
+-- of that person through (user_id, occurred_at). `offset 0` keeps the planner to that.
 create or replace function herald.due_milestone(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null)
 returns setof herald.candidate
 language sql stable
@@ -8,13 +8,26 @@ as $$
   with active as materialized (
     select distinct a.user_id
     from herald.source_activity as a
-    where a.occurred_at > lower(p_window) and a.occurred_at <= upper(p_window)
-      and (p_users is null or a.user_id = any (p_users))
+    where p_users is null and a.occurred_at > lower(p_window) and a.occurred_at <= upper(p_window)
       and (not p_scenario.params ? 'activity_types' or p_scenario.params -> 'activity_types' ? a.activity_type)
+    union all
+    select u.user_id
+    from unnest(p_users) as u (user_id)
+    where exists (
+      select from herald.source_activity as a
+      where a.user_id = u.user_id and a.occurred_at > lower(p_window) and a.occurred_at <= upper(p_window)
+        and (not p_scenario.params ? 'activity_types' or p_scenario.params -> 'activity_types' ? a.activity_type)
+      offset 0
+    )
   )
   select w.user_id, c.value, n.occurred_at
   from active as w
-  join herald.source_recipient as r on r.user_id = w.user_id
+  cross join lateral (
+    select v.organisation_id, v.chapter_id
+    from herald.source_recipient as v
+    where v.user_id = w.user_id
+    offset 0
+  ) as r
   cross join lateral jsonb_array_elements_text(p_scenario.params -> 'counts') as c
   cross join lateral (
     select a.occurred_at

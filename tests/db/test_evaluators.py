@@ -338,12 +338,13 @@ def test_endless_moments_in_the_app_harm_nobody(app: App, moment: str) -> None:
     )
     app.activity(other, NOW - 30 * DAY)
     app.certificate(other, NOW + 30 * DAY)
-    for scenario_type, params in {
+    scenarios: dict[str, dict[str, Any]] = {
         "inactivity": {"days": 30, "repeat_days": 1},
         "milestone": {"counts": [1]},
         "expiry": {"days_before": [30]},
         "follow_up": {"activity_type": "contact", "after_days": 30},
-    }.items():
+    }
+    for scenario_type, params in scenarios.items():
         found = app.candidates(app.definition(scenario_type, params), NOW - 31 * DAY, NOW)
         assert other in {c.user_id for c in found}
         app.db.execute("select * from herald.explain(%s, %s, %s)", (person, scenario_type, NOW))

@@ -114,7 +114,7 @@ class App:
         values = {"organisation_id": self.organisation, "name": scenario_type, **columns}
         names = ["scenario_type", "params", *values]
         row = self.db.execute(
-            f"insert into herald.scenario ({', '.join(names)}) "  # type: ignore[arg-type]
+            f"insert into herald.scenario ({', '.join(names)}) "
             f"values ({', '.join(['%s'] * len(names))}) returning scenario_id",
             (scenario_type, Jsonb(params), *values.values()),
         ).fetchone()
@@ -167,10 +167,16 @@ class App:
     def sent(self, prompt: UUID, at: datetime) -> None:
         """Make a prompt sent at a moment, with its notification, as a settle would."""
         self.db.execute(
-            "with p as (update herald.prompt set status = 'sent', settled_at = %(at)s where prompt_id = %(id)s returning *) "
-            "insert into herald.scenario_notification (id, user_id, scenario_type, scenario_id, dispatched_at, idempotency_key, "
-            "cooldown_window_start, prompt_id) "
-            "select notification_id, user_id, scenario_type, scenario_id, %(at)s, idempotency_key, cooldown_window_start, prompt_id from p",
+            """
+            with p as (
+              update herald.prompt set status = 'sent', settled_at = %(at)s where prompt_id = %(id)s returning *
+            )
+            insert into herald.scenario_notification (id, user_id, scenario_type, scenario_id, dispatched_at,
+              idempotency_key, cooldown_window_start, prompt_id)
+            select notification_id, user_id, scenario_type, scenario_id, %(at)s,
+              idempotency_key, cooldown_window_start, prompt_id
+            from p
+            """,
             {"at": at, "id": prompt},
         )
 
@@ -200,7 +206,7 @@ class Prompt:
 
 
 def _runs(db: psycopg.Connection, query: str, values: tuple[Any, ...]) -> list[Run]:
-    return [Run(*row) for row in db.execute(query, values).fetchall()]  # type: ignore[arg-type]
+    return [Run(*row) for row in db.execute(query, values).fetchall()]
 
 
 def clock(hour: int, minute: int = 0) -> time:
