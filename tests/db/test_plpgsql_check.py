@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    import psycopg
+    from tests.support.postgres import Database
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("server", ["pg15"], indirect=True)
-def test_plpgsql_check_finds_nothing_in_any_function(db: psycopg.Connection) -> None:
+def test_plpgsql_check_finds_nothing_in_any_function(cron_database: Database) -> None:
+    db = cron_database.connect()  # some functions look at pg_cron's tables
     db.execute("create extension plpgsql_check")
     found = db.execute(
         """
@@ -39,8 +39,8 @@ def test_plpgsql_check_finds_nothing_in_any_function(db: psycopg.Connection) -> 
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("server", ["pg15"], indirect=True)
-def test_plpgsql_check_would_find_what_create_function_lets_pass(db: psycopg.Connection) -> None:
+def test_plpgsql_check_would_find_what_create_function_lets_pass(cron_database: Database) -> None:
+    db = cron_database.connect()
     db.execute("create extension plpgsql_check")
     db.execute("create function public.naive() returns void language plpgsql as 'begin perform no_such_column; end'")
     found = db.execute("select count(*) from plpgsql_check_function_tb('public.naive()'::regprocedure)").fetchone()
