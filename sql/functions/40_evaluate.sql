@@ -288,8 +288,9 @@ revoke all on function herald.touched_from from public;
 -- prompt may still be sent. A scenario that fails or is held keeps its place through catch_up_from. Scenarios in the
 -- shadow have nothing to send, and the scheduled run counts each of their candidates once. Scenarios that none of these
 -- people belong to are passed over; what waits for people who are gone is stopped by the claim.
+-- p_now null: the moment at which the rows are taken.
 -- Generic plans: for a few people, planning would take most of the time from a change to its push.
-create or replace function herald.evaluate_touched(p_limit integer default 1000, p_now timestamptz default now())
+create or replace function herald.evaluate_touched(p_limit integer default 1000, p_now timestamptz default null)
 returns table (scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -299,6 +300,7 @@ set lock_timeout = '5s'
 set plan_cache_mode = force_generic_plan
 as $$
 declare
+  v_now timestamptz;
   v_users uuid[];
   v_scenario herald.scenario;
   v_lower timestamptz;
@@ -315,6 +317,8 @@ begin
   if v_users is null then
     return;
   end if;
+  -- Not the start of this transaction: whoever committed since then is among the taken, and due only now.
+  v_now := coalesce(p_now, clock_timestamp());
   for v_scenario in
     select s.*
     from herald.scenario as s
@@ -328,10 +332,10 @@ begin
   loop
     v_began := clock_timestamp();
     scenario_id := v_scenario.scenario_id;
-    v_lower := herald.touched_from(v_scenario, p_now);
-    continue when v_lower >= p_now;
+    v_lower := herald.touched_from(v_scenario, v_now);
+    continue when v_lower >= v_now;
     begin
-      select r.* into v_run from herald.run(v_scenario, tstzrange(v_lower, p_now, '(]'), v_users, p_now) as r;
+      select r.* into v_run from herald.run(v_scenario, tstzrange(v_lower, v_now, '(]'), v_users, v_now) as r;
       candidates := v_run.candidates;
       prompts := v_run.prompts;
       suppressed := v_run.suppressed;
@@ -353,7 +357,7 @@ begin
     end if;
     if candidates > 0 or error is not null then
       insert into herald.evaluation_run (scenario_id, source, started_at, evaluated, candidates, prompts, suppressed, error, duration)
-      values (scenario_id, 'touched', p_now, tstzrange(v_lower, p_now, '(]'), candidates, prompts, suppressed, error, duration);
+      values (scenario_id, 'touched', v_now, tstzrange(v_lower, v_now, '(]'), candidates, prompts, suppressed, error, duration);
       return next;
     end if;
   end loop;

@@ -10,6 +10,16 @@ CREATE TYPE herald.candidate AS (
 	due_at timestamp with time zone
 );
 
+CREATE FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone DEFAULT now()) RETURNS TABLE(kind text, day date, user_id uuid, candidates integer, sent integer)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.backtest_definition(p_definition jsonb, p_from timestamp with time zone, p_to timestamp with time zone DEFAULT now()) RETURNS TABLE(kind text, day date, user_id uuid, candidates integer, sent integer)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE TABLE herald.scenario (
     scenario_id uuid DEFAULT gen_random_uuid() NOT NULL,
     scenario_type text NOT NULL,
@@ -58,6 +68,13 @@ CREATE TABLE herald.scenario (
 
 ALTER TABLE ONLY herald.scenario FORCE ROW LEVEL SECURITY;
 
+CREATE FUNCTION herald.backtested(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone) RETURNS TABLE(kind text, day date, user_id uuid, candidates integer, sent integer)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
 CREATE FUNCTION herald.candidates(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] DEFAULT NULL::uuid[]) RETURNS herald.candidate[]
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -65,10 +82,18 @@ CREATE FUNCTION herald.candidates(p_scenario herald.scenario, p_window tstzrange
     SET jit TO 'off'
     AS $$...$$;
 
-CREATE FUNCTION herald.candidates_between(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone, p_most integer, OUT candidates herald.candidate[], OUT through timestamp with time zone) RETURNS record
+CREATE FUNCTION herald.candidates_between(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone, p_most integer, p_users uuid[] DEFAULT NULL::uuid[], OUT candidates herald.candidate[], OUT through timestamp with time zone) RETURNS record
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
+    AS $$...$$;
+
+CREATE FUNCTION herald.candidates_of(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) RETURNS herald.candidate[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$...$$;
 
 CREATE FUNCTION herald.check_device_token(p_token text) RETURNS void
@@ -81,8 +106,18 @@ CREATE FUNCTION herald.check_notification_id(p_notification_id uuid) RETURNS voi
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.check_prompts(p_prompts uuid[]) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.check_scenario() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.checked_candidates(p_scenario herald.scenario, p_window tstzrange, p_candidates herald.candidate[], p_most integer) RETURNS herald.candidate[]
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -104,9 +139,29 @@ CREATE FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease int
     SET jit TO 'off'
     AS $$...$$;
 
+CREATE FUNCTION herald.listed(p_items text[], p_joiner text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN CASE WHEN (cardinality(p_items) < 2) THEN (p_items)[1] ELSE ((((array_to_string((p_items)[:(cardinality(p_items) - 1)], ', '::text) || ' '::text) || p_joiner) || ' '::text) || (p_items)[cardinality(p_items)]) END;
+
+CREATE FUNCTION herald.span(p_duration interval, p_locale text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (SELECT herald.listed(ARRAY(SELECT ((u.n || ' '::text) || split_part(CASE span.p_locale WHEN 'nb'::text THEN u.nb ELSE u.en END, '|'::text, CASE u.n WHEN 1 THEN 1 ELSE 2 END)) FROM (VALUES (CASE WHEN ((q.s % (604800)::bigint) = 0) THEN (q.s / 604800) ELSE (0)::bigint END,'week|weeks'::text,'uke|uker'::text,1), (CASE WHEN ((q.s % (604800)::bigint) = 0) THEN (0)::bigint ELSE (q.s / 86400) END,'day|days'::text,'dag|dager'::text,2), (((q.s % (86400)::bigint) / 3600),'hour|hours'::text,'time|timer'::text,3), (((q.s % (3600)::bigint) / 60),'minute|minutes'::text,'minutt|minutter'::text,4), ((q.s % (60)::bigint),'second|seconds'::text,'sekund|sekunder'::text,5)) u(n, en, nb, place) WHERE (u.n > 0) ORDER BY u.place), CASE span.p_locale WHEN 'nb'::text THEN 'og'::text ELSE 'and'::text END) AS listed FROM (SELECT (floor(EXTRACT(epoch FROM span.p_duration)))::bigint AS s) q);
+
+CREATE FUNCTION herald.conditions(p_scenario herald.scenario, p_locale text) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (SELECT COALESCE(string_agg(('; '::text || CASE conditions.p_locale WHEN 'nb'::text THEN c.nb ELSE c.en END), ''::text ORDER BY c.place), ''::text) AS "coalesce" FROM ((SELECT EXTRACT(epoch FROM (conditions.p_scenario).cooldown) AS cooldown, to_char(((conditions.p_scenario).quiet_from)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_from) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_from, to_char(((conditions.p_scenario).quiet_until)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_until) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_until) q CROSS JOIN LATERAL (VALUES (1,(q.cooldown > (0)::numeric),('at most once '::text || CASE q.cooldown WHEN 3600 THEN 'an hour'::text WHEN 86400 THEN 'a day'::text WHEN 604800 THEN 'a week'::text ELSE ('in '::text || herald.span((conditions.p_scenario).cooldown, 'en'::text)) END),('høyst én gang '::text || CASE q.cooldown WHEN 3600 THEN 'i timen'::text WHEN 86400 THEN 'om dagen'::text WHEN 604800 THEN 'i uken'::text ELSE ('på '::text || herald.span((conditions.p_scenario).cooldown, 'nb'::text)) END)), (2,((conditions.p_scenario).quiet_from IS NOT NULL),format('not between %s and %s'::text, q.quiet_from, q.quiet_until),format('ikke mellom %s og %s'::text, q.quiet_from, q.quiet_until)), (3,((conditions.p_scenario).expires_after <> '3 days'::interval),format('at most %s late'::text, herald.span((conditions.p_scenario).expires_after, 'en'::text)),format('høyst %s forsinket'::text, herald.span((conditions.p_scenario).expires_after, 'nb'::text))), (4,((conditions.p_scenario).presentation = 'data'::text),'silently'::text,'uten lyd og varsel'::text), (5,((conditions.p_scenario).devices = 'all'::text),'on all devices'::text,'på alle enheter'::text), (6,((conditions.p_scenario).max_prompts_per_run IS NOT NULL),format('held if it would reach more than %s people at once'::text, (conditions.p_scenario).max_prompts_per_run),format('holdes tilbake hvis den ville nå mer enn %s personer på en gang'::text, (conditions.p_scenario).max_prompts_per_run)), (7,((conditions.p_scenario).mode = 'canary'::text),format('only to %s %% of the people'::text, (conditions.p_scenario).canary_percent),format('bare til %s %% av personene'::text, (conditions.p_scenario).canary_percent)), (8,((conditions.p_scenario).mode = 'shadow'::text),'only counted, nothing is sent'::text,'bare talt, ingenting sendes'::text), (9,((conditions.p_scenario).mode = 'off'::text),'switched off'::text,'slått av'::text), (10,((conditions.p_scenario).paused_at IS NOT NULL),'paused'::text,'satt på pause'::text), (11,(((conditions.p_scenario).held_at IS NOT NULL) AND (NOT (conditions.p_scenario).hold_released)),'held: a run would have reached too many people'::text,'holdt tilbake: en kjøring ville nådd for mange personer'::text)) c(place, applies, en, nb)) WHERE c.applies);
+
 CREATE FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN CASE WHEN (EXTRACT(epoch FROM p_cooldown) > (0)::numeric) THEN to_timestamp(((floor((EXTRACT(epoch FROM p_at) / EXTRACT(epoch FROM p_cooldown))) * EXTRACT(epoch FROM p_cooldown)))::double precision) ELSE p_at END;
+
+CREATE FUNCTION herald.cron_jobs() RETURNS TABLE(jobname text, username text, active boolean, scheduled boolean, last_status text, last_start timestamp with time zone)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
 
 CREATE FUNCTION herald.daemon_state(p_after_run bigint DEFAULT NULL::bigint, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(schema_version integer, prompts jsonb, oldest_ready_seconds double precision, paused boolean, held integer, last_evaluation_at timestamp with time zone, last_run bigint, runs jsonb, scenario_types text[], notify_queue_usage double precision, now timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -116,6 +171,48 @@ CREATE FUNCTION herald.daemon_state(p_after_run bigint DEFAULT NULL::bigint, p_n
 CREATE FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$...$$;
+
+CREATE FUNCTION herald.definition_for_caller(p_definition jsonb, p_now timestamp with time zone) RETURNS herald.scenario
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.described(p_scenario herald.scenario, p_locale text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.scenario_for_caller(p_scenario uuid) RETURNS herald.scenario
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.describe(p_scenario uuid, p_locale text DEFAULT 'en'::text) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN herald.described(herald.scenario_for_caller(p_scenario), p_locale);
+
+CREATE FUNCTION herald.describe_definition(p_definition jsonb, p_locale text DEFAULT 'en'::text) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN herald.described(herald.definition_for_caller(p_definition, now()), p_locale);
+
+CREATE FUNCTION herald.devices_of(p_user uuid) RETURNS TABLE(device_id uuid, platform text, kind text, token text, last_seen_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.devices_to_verify(p_after uuid, p_unseen interval, p_limit integer) RETURNS TABLE(device_id uuid, platform text, kind text, token text, last_seen_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.discard(p_prompts uuid[], p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '10s'
     AS $$...$$;
 
 CREATE FUNCTION herald.due_expiry(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] DEFAULT NULL::uuid[]) RETURNS SETOF herald.candidate
@@ -159,21 +256,57 @@ CREATE FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now 
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$...$$;
 
-CREATE FUNCTION herald.evaluate_touched(p_limit integer DEFAULT 1000, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
+CREATE FUNCTION herald.evaluate_touched(p_limit integer DEFAULT 1000, p_now timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
     SET lock_timeout TO '5s'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$...$$;
 
-CREATE FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) RETURNS TABLE(user_id uuid, activity_ref text, due_at timestamp with time zone, decision text, not_before timestamp with time zone)
+CREATE FUNCTION herald.evaluators() RETURNS TABLE(scenario_type text, purpose text, function_name text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.excess_rights(p_role name DEFAULT SESSION_USER) RETURNS TABLE(problem text, remedy text)
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(check_name text, passed boolean, detail text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.explained(p_user uuid, p_scenario_type text, p_now timestamp with time zone) RETURNS TABLE(check_name text, passed boolean, detail text)
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.failed(p_scenario uuid DEFAULT NULL::uuid, p_error_code text DEFAULT NULL::text, p_limit integer DEFAULT 100) RETURNS TABLE(prompt_id uuid, scenario_id uuid, scenario text, scenario_type text, user_id uuid, activity_ref text, due_at timestamp with time zone, error_code text, attempts integer, failed_at timestamp with time zone, expires_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    AS $$...$$;
+
+CREATE FUNCTION herald.find_scenario(p_what text) RETURNS TABLE(scenario_id uuid, name text, scenario_type text, title_key text, body_key text, presentation text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) RETURNS TABLE(user_id uuid, activity_ref text, due_at timestamp with time zone, decision text, not_before timestamp with time zone)
+    LANGUAGE plpgsql STABLE ROWS 10
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$...$$;
 
 CREATE FUNCTION herald.held_text(p_scenario herald.scenario, p_wanted text) RETURNS text
@@ -196,6 +329,11 @@ CREATE FUNCTION herald.is_staff() RETURNS boolean
 
 CREATE FUNCTION herald.jwt_user_id() RETURNS uuid
     LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.last_runs() RETURNS TABLE(scenario_id uuid, name text, mode text, created_at timestamp with time zone, held_at timestamp with time zone, last_scheduled_at timestamp with time zone, error_code text, failed_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -235,6 +373,22 @@ CREATE FUNCTION herald.moment_text(p_at timestamp with time zone, p_time_zone te
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE VIEW herald.source_recipient AS
+ SELECT m.user_id,
+    c.organisation_id,
+    m.chapter_id,
+    m.locale,
+    m.time_zone,
+    (m.status = 'active'::text) AS is_active,
+    m.registered_at
+   FROM (app.peer_mentor m
+     JOIN app.chapter c ON ((c.id = m.chapter_id)));
+
+CREATE FUNCTION herald.my_people() RETURNS uuid[]
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN CASE WHEN (NOT herald.is_staff()) THEN (SELECT COALESCE(array_agg(r.user_id), '{}'::uuid[]) AS "coalesce" FROM herald.source_recipient r WHERE (r.chapter_id IN (SELECT herald.my_chapters() AS my_chapters))) ELSE NULL::uuid[] END;
+
 CREATE FUNCTION herald.my_scopes() RETURNS TABLE(organisation_id uuid, chapter_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -245,13 +399,69 @@ CREATE FUNCTION herald.notification_content(p_notification_id uuid) RETURNS TABL
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.ordinal(p_number text, p_locale text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (p_number || CASE WHEN (p_locale = 'nb'::text) THEN '.'::text WHEN (p_number ~ '1[123]$'::text) THEN 'th'::text WHEN (p_number ~ '1$'::text) THEN 'st'::text WHEN (p_number ~ '2$'::text) THEN 'nd'::text WHEN (p_number ~ '3$'::text) THEN 'rd'::text ELSE 'th'::text END);
+
+CREATE FUNCTION herald.outbox_status() RETURNS TABLE(now timestamp with time zone, schema_version integer, prompts jsonb, oldest_ready_seconds double precision, next_not_before timestamp with time zone, paused_at timestamp with time zone, touched boolean, last_scheduled_at timestamp with time zone, leader boolean, cron boolean, notify_queue_usage double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.params_problem(p_schema jsonb, p_params jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.pause(p_scenario uuid DEFAULT NULL::uuid, OUT paused_at timestamp with time zone, OUT prompts bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '10s'
+    AS $$...$$;
+
+CREATE TABLE herald.phrase (
+    locale text NOT NULL,
+    word text NOT NULL,
+    phrase text NOT NULL
+);
+
+ALTER TABLE ONLY herald.phrase FORCE ROW LEVEL SECURITY;
+
+CREATE FUNCTION herald.phrase_of(p_word text, p_locale text) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN COALESCE((SELECT p.phrase FROM herald.phrase p WHERE ((p.locale = phrase_of.p_locale) AND (p.word = phrase_of.p_word))), translate(p_word, '_'::text, ' '::text));
+
+CREATE FUNCTION herald.preview(p_definition jsonb, p_now timestamp with time zone DEFAULT now(), p_window interval DEFAULT '7 days'::interval) RETURNS TABLE(user_id uuid, activity_ref text, due_at timestamp with time zone, decision text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.preview(p_scenario uuid, p_now timestamp with time zone DEFAULT now(), p_window interval DEFAULT '7 days'::interval) RETURNS TABLE(user_id uuid, activity_ref text, due_at timestamp with time zone, decision text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.previewed(p_scenario herald.scenario, p_now timestamp with time zone, p_window interval) RETURNS TABLE(user_id uuid, activity_ref text, due_at timestamp with time zone, decision text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
 CREATE FUNCTION herald.prompt_counts() RETURNS TABLE(status text, prompts bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.prompt_fate(p_scenario uuid, p_user uuid, p_zone text, OUT passed boolean, OUT detail text) RETURNS record
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.prune_tokens(p_unseen interval DEFAULT NULL::interval, p_batch integer DEFAULT 10000) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -275,6 +485,11 @@ CREATE FUNCTION herald.ready_times(p_now timestamp with time zone) RETURNS TABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.recipient_time_zones() RETURNS TABLE(time_zone text, recipients bigint, known boolean)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.register_device_token(p_token text, p_platform text, p_replaces text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -288,6 +503,25 @@ CREATE FUNCTION herald.register_scenario_type(p_scenario_type text, p_evaluator 
 CREATE FUNCTION herald.require_user() RETURNS uuid
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.resolve(p_prompts uuid[], p_sent boolean, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '10s'
+    AS $$...$$;
+
+CREATE FUNCTION herald.resume(p_scenario uuid DEFAULT NULL::uuid, OUT was_paused boolean, OUT was_held boolean, OUT prompts bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '10s'
+    AS $$...$$;
+
+CREATE FUNCTION herald.retry(p_prompts uuid[], p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET lock_timeout TO '10s'
     AS $$...$$;
 
 CREATE FUNCTION herald.revoke_devices(p_device uuid[], p_last_seen_at timestamp with time zone[], p_reason text[], p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(device_id uuid, reason text)
@@ -305,7 +539,12 @@ CREATE FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_use
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
-CREATE FUNCTION herald.scenario_for_caller(p_scenario uuid) RETURNS herald.scenario
+CREATE FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.scenario_from(p_definition jsonb, p_now timestamp with time zone) RETURNS herald.scenario
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
@@ -320,6 +559,18 @@ CREATE FUNCTION herald.schema_version(p_program integer) RETURNS TABLE(version i
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.sentence(p_template text, p_params jsonb, p_locale text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.sequential_scans(p_rows bigint DEFAULT 10000, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(scenario_type text, scenario text, run text, relation text, relation_rows bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET jit TO 'off'
+    AS $$...$$;
+
 CREATE FUNCTION herald.set_opt_out(p_scenario_type text, p_opted_out boolean) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -330,6 +581,27 @@ CREATE FUNCTION herald.settle(p_prompt uuid[], p_epoch bigint[], p_outcome text[
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.shipped_functions() RETURNS TABLE(signature text, shipped text, installed text, missing_grantees text[])
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.simulated(p_candidates herald.candidate[], p_scenario herald.scenario) RETURNS TABLE(user_id uuid, due_at timestamp with time zone, passed boolean)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    AS $$...$$;
+
+CREATE FUNCTION herald.source_tables() RETURNS TABLE(source text, relation oid, reader oid, columns smallint[])
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.status(p_locale text DEFAULT 'en'::text, p_since interval DEFAULT '1 day'::interval) RETURNS TABLE(scenario_id uuid, name text, scenario_type text, organisation_id uuid, chapter_id uuid, sentence text, mode text, canary_percent integer, paused_at timestamp with time zone, held_at timestamp with time zone, held_prompts integer, evaluated_through timestamp with time zone, last_run_at timestamp with time zone, last_scheduled_at timestamp with time zone, error_code text, due bigint, prompts bigint, suppressed jsonb, waiting bigint, sent bigint, failed bigint, skipped bigint, unknown bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
 CREATE FUNCTION herald.still_due(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) RETURNS SETOF herald.candidate
@@ -345,11 +617,21 @@ CREATE FUNCTION herald.still_due_inactivity(p_scenario herald.scenario, p_candid
     LANGUAGE sql STABLE
     AS $$...$$;
 
+CREATE FUNCTION herald.stuck_prompts(p_grace interval) RETURNS TABLE(owner text, prompts bigint, oldest_deadline timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.sweep(p_grace interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, scenario_type text, status text)
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.token_counts(p_unseen interval DEFAULT NULL::interval) RETURNS TABLE(platform text, kind text, live bigint, people bigint, unseen_30_days bigint, revoked bigint, reasons jsonb, prunable bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
 CREATE FUNCTION herald.touch() RETURNS trigger
@@ -362,6 +644,11 @@ CREATE FUNCTION herald.touched_from(p_scenario herald.scenario, p_now timestamp 
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     RETURN CASE WHEN ((p_scenario).started_at > (p_now - (p_scenario).expires_after)) THEN (p_scenario).evaluated_from ELSE GREATEST((p_scenario).evaluated_from, (p_now - (p_scenario).expires_after)) END;
+
+CREATE FUNCTION herald.unknown(p_scenario uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 100) RETURNS TABLE(prompt_id uuid, scenario_id uuid, scenario text, scenario_type text, user_id uuid, activity_ref text, due_at timestamp with time zone, error_code text, attempts integer, claimed_at timestamp with time zone, notification_id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
 
 CREATE FUNCTION herald.unregister_device_token(p_token text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -378,9 +665,20 @@ CREATE FUNCTION herald.value_problem(p_schema jsonb, p_value jsonb) RETURNS text
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.visible_people(p_users uuid[]) RETURNS SETOF uuid
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.watch(p_table regclass, p_user_column name) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.why(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
     AS $$...$$;
 
 CREATE FUNCTION herald.why_expiry(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) RETURNS text
@@ -404,6 +702,31 @@ CREATE FUNCTION herald.work_waiting(p_now timestamp with time zone DEFAULT now()
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE TABLE herald.scenario_prompt_history (
+    history_id bigint NOT NULL,
+    prompt_id uuid NOT NULL,
+    scenario_id uuid NOT NULL,
+    peer_mentor_id uuid NOT NULL,
+    dispatched_at timestamp with time zone DEFAULT now() NOT NULL,
+    delivery_status text NOT NULL,
+    error_code text,
+    attempt integer DEFAULT 1 NOT NULL,
+    CONSTRAINT scenario_prompt_history_status CHECK ((delivery_status = ANY (ARRAY['dispatched'::text, 'failed'::text, 'skipped'::text, 'unknown'::text])))
+);
+
+ALTER TABLE ONLY herald.scenario_prompt_history FORCE ROW LEVEL SECURITY;
+
+CREATE VIEW herald.delivery_statistics WITH (security_barrier='true') AS
+ SELECT ((h.dispatched_at AT TIME ZONE 'UTC'::text))::date AS day,
+    s.scenario_type,
+    h.delivery_status,
+    h.error_code,
+    count(*) AS attempts,
+    max(h.attempt) AS most_attempts
+   FROM (herald.scenario_prompt_history h
+     LEFT JOIN herald.scenario s ON ((s.scenario_id = h.scenario_id)))
+  GROUP BY (((h.dispatched_at AT TIME ZONE 'UTC'::text))::date), s.scenario_type, h.delivery_status, h.error_code;
+
 CREATE TABLE herald.device_token (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     user_id uuid NOT NULL,
@@ -421,6 +744,17 @@ CREATE TABLE herald.device_token (
 );
 
 ALTER TABLE ONLY herald.device_token FORCE ROW LEVEL SECURITY;
+
+CREATE VIEW herald.device_statistics WITH (security_barrier='true') AS
+ SELECT platform,
+    kind,
+    revoked_reason,
+    count(*) AS devices,
+    count(DISTINCT user_id) AS people,
+    count(*) FILTER (WHERE (last_seen_at > (now() - '7 days'::interval))) AS seen_in_7_days,
+    min(last_seen_at) AS longest_unseen
+   FROM herald.device_token d
+  GROUP BY platform, kind, revoked_reason;
 
 CREATE TABLE herald.evaluation_run (
     run_id bigint NOT NULL,
@@ -475,14 +809,6 @@ CREATE TABLE herald.opt_out (
 
 ALTER TABLE ONLY herald.opt_out FORCE ROW LEVEL SECURITY;
 
-CREATE TABLE herald.phrase (
-    locale text NOT NULL,
-    word text NOT NULL,
-    phrase text NOT NULL
-);
-
-ALTER TABLE ONLY herald.phrase FORCE ROW LEVEL SECURITY;
-
 CREATE TABLE herald.prompt (
     prompt_id uuid DEFAULT gen_random_uuid() NOT NULL,
     scenario_id uuid NOT NULL,
@@ -520,6 +846,21 @@ WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_
 
 ALTER TABLE ONLY herald.prompt FORCE ROW LEVEL SECURITY;
 
+CREATE VIEW herald.outbox_statistics WITH (security_barrier='true') AS
+ SELECT scenario_type,
+    status,
+    gate,
+    error_code,
+    count(*) AS prompts,
+    count(*) FILTER (WHERE ((status = 'ready'::text) AND (not_before <= now()))) AS claimable,
+    min(not_before) FILTER (WHERE (status = 'ready'::text)) AS first_not_before,
+    min(deadline) FILTER (WHERE (status = 'sending'::text)) AS first_deadline,
+    min(due_at) AS first_due_at,
+    max(due_at) AS last_due_at,
+    max(attempts) AS most_attempts
+   FROM herald.prompt p
+  GROUP BY scenario_type, status, gate, error_code;
+
 CREATE TABLE herald.scenario_notification (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     user_id uuid NOT NULL,
@@ -537,20 +878,6 @@ CREATE TABLE herald.scenario_notification (
 
 ALTER TABLE ONLY herald.scenario_notification FORCE ROW LEVEL SECURITY;
 
-CREATE TABLE herald.scenario_prompt_history (
-    history_id bigint NOT NULL,
-    prompt_id uuid NOT NULL,
-    scenario_id uuid NOT NULL,
-    peer_mentor_id uuid NOT NULL,
-    dispatched_at timestamp with time zone DEFAULT now() NOT NULL,
-    delivery_status text NOT NULL,
-    error_code text,
-    attempt integer DEFAULT 1 NOT NULL,
-    CONSTRAINT scenario_prompt_history_status CHECK ((delivery_status = ANY (ARRAY['dispatched'::text, 'failed'::text, 'skipped'::text, 'unknown'::text])))
-);
-
-ALTER TABLE ONLY herald.scenario_prompt_history FORCE ROW LEVEL SECURITY;
-
 ALTER TABLE herald.scenario_prompt_history ALTER COLUMN history_id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME herald.scenario_prompt_history_history_id_seq
     START WITH 1
@@ -559,6 +886,64 @@ ALTER TABLE herald.scenario_prompt_history ALTER COLUMN history_id ADD GENERATED
     NO MAXVALUE
     CACHE 1
 );
+
+CREATE VIEW herald.scenario_statistics WITH (security_barrier='true') AS
+ SELECT s.scenario_id,
+    s.scenario_type,
+    s.organisation_id,
+    s.chapter_id,
+    s.name,
+    s.mode,
+    s.paused_at,
+    s.held_at,
+    s.evaluated_through,
+    r.runs,
+    r.failed_runs,
+    r.candidates,
+    r.prompts,
+    COALESCE(g.suppressed, '{}'::jsonb) AS suppressed,
+    r.longest_run,
+    l.started_at AS last_run_at,
+    "left"(l.error, 5) AS last_error_code,
+    COALESCE(h.dispatched, (0)::bigint) AS dispatched,
+    COALESCE(h.failed, (0)::bigint) AS failed,
+    COALESCE(h.skipped, (0)::bigint) AS skipped,
+    COALESCE(h.unknown, (0)::bigint) AS unknown,
+    COALESCE(n.opened, (0)::bigint) AS opened
+   FROM (((((herald.scenario s
+     CROSS JOIN LATERAL ( SELECT count(*) AS runs,
+            count(e.error) AS failed_runs,
+            COALESCE(sum(e.candidates), (0)::bigint) AS candidates,
+            COALESCE(sum(e.prompts), (0)::bigint) AS prompts,
+            max(e.duration) AS longest_run
+           FROM herald.evaluation_run e
+          WHERE ((e.scenario_id = s.scenario_id) AND (e.started_at > (now() - '1 day'::interval)))) r)
+     LEFT JOIN LATERAL ( SELECT jsonb_object_agg(t.gate, t.n) AS suppressed
+           FROM ( SELECT k.key AS gate,
+                    sum((k.value)::bigint) AS n
+                   FROM (herald.evaluation_run e
+                     CROSS JOIN LATERAL jsonb_each_text(e.suppressed) k(key, value))
+                  WHERE ((e.scenario_id = s.scenario_id) AND (e.started_at > (now() - '1 day'::interval)))
+                  GROUP BY k.key) t) g ON (true))
+     LEFT JOIN LATERAL ( SELECT e.started_at,
+            e.error
+           FROM herald.evaluation_run e
+          WHERE (e.scenario_id = s.scenario_id)
+          ORDER BY e.started_at DESC, e.run_id DESC
+         LIMIT 1) l ON (true))
+     LEFT JOIN ( SELECT d.scenario_id,
+            count(*) FILTER (WHERE (d.delivery_status = 'dispatched'::text)) AS dispatched,
+            count(*) FILTER (WHERE (d.delivery_status = 'failed'::text)) AS failed,
+            count(*) FILTER (WHERE (d.delivery_status = 'skipped'::text)) AS skipped,
+            count(*) FILTER (WHERE (d.delivery_status = 'unknown'::text)) AS unknown
+           FROM herald.scenario_prompt_history d
+          WHERE (d.dispatched_at > (now() - '1 day'::interval))
+          GROUP BY d.scenario_id) h ON ((h.scenario_id = s.scenario_id)))
+     LEFT JOIN ( SELECT m.scenario_id,
+            count(m.opened_at) AS opened
+           FROM herald.scenario_notification m
+          WHERE (m.dispatched_at > (now() - '1 day'::interval))
+          GROUP BY m.scenario_id) n ON ((n.scenario_id = s.scenario_id)));
 
 CREATE TABLE herald.scenario_type (
     scenario_type text NOT NULL,
@@ -629,17 +1014,6 @@ UNION ALL
     a.ends_at AS expires_at
    FROM app.assignment a
   WHERE ((a.status = 'active'::text) AND (a.ends_at IS NOT NULL));
-
-CREATE VIEW herald.source_recipient AS
- SELECT m.user_id,
-    c.organisation_id,
-    m.chapter_id,
-    m.locale,
-    m.time_zone,
-    (m.status = 'active'::text) AS is_active,
-    m.registered_at
-   FROM (app.peer_mentor m
-     JOIN app.chapter c ON ((c.id = m.chapter_id)));
 
 CREATE TABLE herald.touched_user (
     user_id uuid NOT NULL
@@ -833,6 +1207,18 @@ GRANT ALL ON TYPE herald.candidate TO herald_reader;
 GRANT ALL ON TYPE herald.candidate TO authenticated;
 GRANT ALL ON TYPE herald.candidate TO service_role;
 
+REVOKE ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) TO authenticated;
+GRANT ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) TO service_role;
+GRANT ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.backtest_definition(p_definition jsonb, p_from timestamp with time zone, p_to timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.backtest_definition(p_definition jsonb, p_from timestamp with time zone, p_to timestamp with time zone) TO authenticated;
+GRANT ALL ON FUNCTION herald.backtest_definition(p_definition jsonb, p_from timestamp with time zone, p_to timestamp with time zone) TO service_role;
+GRANT ALL ON FUNCTION herald.backtest_definition(p_definition jsonb, p_from timestamp with time zone, p_to timestamp with time zone) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.backtest_definition(p_definition jsonb, p_from timestamp with time zone, p_to timestamp with time zone) TO herald_reader;
+
 GRANT SELECT,DELETE ON TABLE herald.scenario TO authenticated;
 
 GRANT INSERT(scenario_type),UPDATE(scenario_type) ON TABLE herald.scenario TO authenticated;
@@ -873,15 +1259,23 @@ GRANT INSERT(on_unknown),UPDATE(on_unknown) ON TABLE herald.scenario TO authenti
 
 GRANT INSERT(max_prompts_per_run),UPDATE(max_prompts_per_run) ON TABLE herald.scenario TO authenticated;
 
+REVOKE ALL ON FUNCTION herald.backtested(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.candidates(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION herald.candidates_between(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone, p_most integer, OUT candidates herald.candidate[], OUT through timestamp with time zone) FROM PUBLIC;
+REVOKE ALL ON FUNCTION herald.candidates_between(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone, p_most integer, p_users uuid[], OUT candidates herald.candidate[], OUT through timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.candidates_of(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.check_device_token(p_token text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.check_notification_id(p_notification_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.check_prompts(p_prompts uuid[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.check_scenario() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.checked_candidates(p_scenario herald.scenario, p_window tstzrange, p_candidates herald.candidate[], p_most integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.checked_scenario(p_scenario herald.scenario) FROM PUBLIC;
 
@@ -891,16 +1285,53 @@ GRANT ALL ON FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interv
 REVOKE ALL ON FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone) TO herald_daemon;
 
+REVOKE ALL ON FUNCTION herald.listed(p_items text[], p_joiner text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.span(p_duration interval, p_locale text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.conditions(p_scenario herald.scenario, p_locale text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) TO herald_reader;
 GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) TO service_role;
+
+REVOKE ALL ON FUNCTION herald.cron_jobs() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.cron_jobs() TO herald_daemon;
+GRANT ALL ON FUNCTION herald.cron_jobs() TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.definition_for_caller(p_definition jsonb, p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.described(p_scenario herald.scenario, p_locale text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.scenario_for_caller(p_scenario uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.describe(p_scenario uuid, p_locale text) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.describe(p_scenario uuid, p_locale text) TO authenticated;
+GRANT ALL ON FUNCTION herald.describe(p_scenario uuid, p_locale text) TO service_role;
+GRANT ALL ON FUNCTION herald.describe(p_scenario uuid, p_locale text) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.describe(p_scenario uuid, p_locale text) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.describe_definition(p_definition jsonb, p_locale text) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.describe_definition(p_definition jsonb, p_locale text) TO authenticated;
+GRANT ALL ON FUNCTION herald.describe_definition(p_definition jsonb, p_locale text) TO service_role;
+GRANT ALL ON FUNCTION herald.describe_definition(p_definition jsonb, p_locale text) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.describe_definition(p_definition jsonb, p_locale text) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.devices_of(p_user uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.devices_of(p_user uuid) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.devices_to_verify(p_after uuid, p_unseen interval, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.devices_to_verify(p_after uuid, p_unseen interval, p_limit integer) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.discard(p_prompts uuid[], p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.discard(p_prompts uuid[], p_now timestamp with time zone) TO herald_daemon;
 
 REVOKE ALL ON FUNCTION herald.due_expiry(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
 
@@ -925,6 +1356,30 @@ GRANT ALL ON FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, 
 REVOKE ALL ON FUNCTION herald.evaluate_touched(p_limit integer, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.evaluate_touched(p_limit integer, p_now timestamp with time zone) TO herald_daemon;
 
+REVOKE ALL ON FUNCTION herald.evaluators() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.evaluators() TO herald_daemon;
+GRANT ALL ON FUNCTION herald.evaluators() TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.excess_rights(p_role name) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.excess_rights(p_role name) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.excess_rights(p_role name) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO authenticated;
+GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO service_role;
+GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.explained(p_user uuid, p_scenario_type text, p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.find_scenario(p_what text) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.find_scenario(p_what text) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.find_scenario(p_what text) TO herald_reader;
+
 REVOKE ALL ON FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.held_text(p_scenario herald.scenario, p_wanted text) FROM PUBLIC;
@@ -947,6 +1402,10 @@ REVOKE ALL ON FUNCTION herald.jwt_user_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.jwt_user_id() TO authenticated;
 GRANT ALL ON FUNCTION herald.jwt_user_id() TO service_role;
 
+REVOKE ALL ON FUNCTION herald.last_runs() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.last_runs() TO herald_daemon;
+GRANT ALL ON FUNCTION herald.last_runs() TO herald_reader;
+
 REVOKE ALL ON PROCEDURE herald.maintain(IN p_now timestamp with time zone, IN p_batch integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.maintain_batch(p_now timestamp with time zone, p_batch integer) FROM PUBLIC;
@@ -967,6 +1426,8 @@ REVOKE ALL ON FUNCTION herald.may_read(p_organisation uuid, p_chapter uuid) FROM
 
 REVOKE ALL ON FUNCTION herald.moment_text(p_at timestamp with time zone, p_time_zone text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.my_people() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.my_scopes() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.my_scopes() TO authenticated;
 GRANT ALL ON FUNCTION herald.my_scopes() TO service_role;
@@ -974,11 +1435,41 @@ GRANT ALL ON FUNCTION herald.my_scopes() TO service_role;
 REVOKE ALL ON FUNCTION herald.notification_content(p_notification_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.notification_content(p_notification_id uuid) TO authenticated;
 
+REVOKE ALL ON FUNCTION herald.ordinal(p_number text, p_locale text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.outbox_status() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.outbox_status() TO herald_daemon;
+GRANT ALL ON FUNCTION herald.outbox_status() TO herald_reader;
+
 REVOKE ALL ON FUNCTION herald.params_problem(p_schema jsonb, p_params jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.pause(p_scenario uuid, OUT paused_at timestamp with time zone, OUT prompts bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.pause(p_scenario uuid, OUT paused_at timestamp with time zone, OUT prompts bigint) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.phrase_of(p_word text, p_locale text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.preview(p_definition jsonb, p_now timestamp with time zone, p_window interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.preview(p_definition jsonb, p_now timestamp with time zone, p_window interval) TO authenticated;
+GRANT ALL ON FUNCTION herald.preview(p_definition jsonb, p_now timestamp with time zone, p_window interval) TO service_role;
+GRANT ALL ON FUNCTION herald.preview(p_definition jsonb, p_now timestamp with time zone, p_window interval) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.preview(p_definition jsonb, p_now timestamp with time zone, p_window interval) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.preview(p_scenario uuid, p_now timestamp with time zone, p_window interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.preview(p_scenario uuid, p_now timestamp with time zone, p_window interval) TO authenticated;
+GRANT ALL ON FUNCTION herald.preview(p_scenario uuid, p_now timestamp with time zone, p_window interval) TO service_role;
+GRANT ALL ON FUNCTION herald.preview(p_scenario uuid, p_now timestamp with time zone, p_window interval) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.preview(p_scenario uuid, p_now timestamp with time zone, p_window interval) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.previewed(p_scenario herald.scenario, p_now timestamp with time zone, p_window interval) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.prompt_counts() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.prompt_counts() TO herald_daemon;
 GRANT ALL ON FUNCTION herald.prompt_counts() TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.prompt_fate(p_scenario uuid, p_user uuid, p_zone text, OUT passed boolean, OUT detail text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.prune_tokens(p_unseen interval, p_batch integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.prune_tokens(p_unseen interval, p_batch integer) TO herald_daemon;
 
 REVOKE ALL ON FUNCTION herald.pushes_planned(p_user uuid, p_at timestamp with time zone, p_time_zone text) FROM PUBLIC;
 
@@ -988,12 +1479,25 @@ REVOKE ALL ON FUNCTION herald.quiet_end(p_at timestamp with time zone, p_from ti
 
 REVOKE ALL ON FUNCTION herald.ready_times(p_now timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.recipient_time_zones() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.recipient_time_zones() TO herald_daemon;
+GRANT ALL ON FUNCTION herald.recipient_time_zones() TO herald_reader;
+
 REVOKE ALL ON FUNCTION herald.register_device_token(p_token text, p_platform text, p_replaces text) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.register_device_token(p_token text, p_platform text, p_replaces text) TO authenticated;
 
 REVOKE ALL ON FUNCTION herald.register_scenario_type(p_scenario_type text, p_evaluator regproc, p_description jsonb, p_params_schema jsonb, p_still_due regproc, p_why regproc) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.require_user() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.resolve(p_prompts uuid[], p_sent boolean, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.resolve(p_prompts uuid[], p_sent boolean, p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.resume(p_scenario uuid, OUT was_paused boolean, OUT was_held boolean, OUT prompts bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.resume(p_scenario uuid, OUT was_paused boolean, OUT was_held boolean, OUT prompts bigint) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.retry(p_prompts uuid[], p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.retry(p_prompts uuid[], p_now timestamp with time zone) TO herald_daemon;
 
 REVOKE ALL ON FUNCTION herald.revoke_devices(p_device uuid[], p_last_seen_at timestamp with time zone[], p_reason text[], p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.revoke_devices(p_device uuid[], p_last_seen_at timestamp with time zone[], p_reason text[], p_now timestamp with time zone) TO herald_daemon;
@@ -1002,7 +1506,9 @@ REVOKE ALL ON FUNCTION herald.ring() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION herald.scenario_for_caller(p_scenario uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.scenario_from(p_definition jsonb, p_now timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.scenario_problem(p_scenario herald.scenario) FROM PUBLIC;
 
@@ -1010,11 +1516,31 @@ REVOKE ALL ON FUNCTION herald.schema_version(p_program integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.schema_version(p_program integer) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.schema_version(p_program integer) TO herald_reader;
 
+REVOKE ALL ON FUNCTION herald.sentence(p_template text, p_params jsonb, p_locale text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.sequential_scans(p_rows bigint, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.sequential_scans(p_rows bigint, p_now timestamp with time zone) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.sequential_scans(p_rows bigint, p_now timestamp with time zone) TO herald_reader;
+
 REVOKE ALL ON FUNCTION herald.set_opt_out(p_scenario_type text, p_opted_out boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.set_opt_out(p_scenario_type text, p_opted_out boolean) TO authenticated;
 
 REVOKE ALL ON FUNCTION herald.settle(p_prompt uuid[], p_epoch bigint[], p_outcome text[], p_error text[], p_at timestamp with time zone[], p_retry_at timestamp with time zone[], p_device uuid[], p_message_name text[], p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.settle(p_prompt uuid[], p_epoch bigint[], p_outcome text[], p_error text[], p_at timestamp with time zone[], p_retry_at timestamp with time zone[], p_device uuid[], p_message_name text[], p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.shipped_functions() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.shipped_functions() TO herald_daemon;
+GRANT ALL ON FUNCTION herald.shipped_functions() TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.simulated(p_candidates herald.candidate[], p_scenario herald.scenario) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.source_tables() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.source_tables() TO herald_daemon;
+GRANT ALL ON FUNCTION herald.source_tables() TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.status(p_locale text, p_since interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.status(p_locale text, p_since interval) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.status(p_locale text, p_since interval) TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.still_due(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) FROM PUBLIC;
 
@@ -1022,12 +1548,24 @@ REVOKE ALL ON FUNCTION herald.still_due_expiry(p_scenario herald.scenario, p_can
 
 REVOKE ALL ON FUNCTION herald.still_due_inactivity(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.stuck_prompts(p_grace interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.stuck_prompts(p_grace interval) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.stuck_prompts(p_grace interval) TO herald_reader;
+
 REVOKE ALL ON FUNCTION herald.sweep(p_grace interval, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.sweep(p_grace interval, p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.token_counts(p_unseen interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.token_counts(p_unseen interval) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.token_counts(p_unseen interval) TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.touch() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.touched_from(p_scenario herald.scenario, p_now timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.unknown(p_scenario uuid, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.unknown(p_scenario uuid, p_limit integer) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.unknown(p_scenario uuid, p_limit integer) TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.unregister_device_token(p_token text) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.unregister_device_token(p_token text) TO authenticated;
@@ -1036,7 +1574,11 @@ REVOKE ALL ON FUNCTION herald.unwatch(p_table regclass) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.value_problem(p_schema jsonb, p_value jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.visible_people(p_users uuid[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.watch(p_table regclass, p_user_column name) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.why(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.why_expiry(p_scenario herald.scenario, p_user uuid, p_now timestamp with time zone) FROM PUBLIC;
 
@@ -1048,5 +1590,13 @@ REVOKE ALL ON FUNCTION herald.why_milestone(p_scenario herald.scenario, p_user u
 
 REVOKE ALL ON FUNCTION herald.work_waiting(p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.work_waiting(p_now timestamp with time zone) TO herald_daemon;
+
+GRANT SELECT ON TABLE herald.delivery_statistics TO herald_reader;
+
+GRANT SELECT ON TABLE herald.device_statistics TO herald_reader;
+
+GRANT SELECT ON TABLE herald.outbox_statistics TO herald_reader;
+
+GRANT SELECT ON TABLE herald.scenario_statistics TO herald_reader;
 
 GRANT SELECT ON TABLE herald.scenario_type TO authenticated;
