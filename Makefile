@@ -39,8 +39,10 @@ test-quick: $(VENV)/.dev ## the tests that need no database and no patience
 fault: system $(VENV)/.dev ## crashes, partitions, full disks: what must hold when things break
 	@$(BIN)/python -m pytest tests/fault $(ARGS)
 
-bench: system $(VENV)/.dev ## what it costs: evaluation, the app's write path, latency, drain rate, memory
-	@$(BIN)/python -m tests.bench $(ARGS)
+BENCHES := $(patsubst tests/bench/%.py,bench-%,$(shell grep -ls __main__ tests/bench/*.py))
+bench: $(BENCHES) ## what it costs, all of it; alone: make bench-evaluate (any file of tests/bench)
+bench-%: system $(VENV)/.dev
+	@$(BIN)/python -m tests.bench.$* $(ARGS)
 
 check: system $(VENV)/.dev ## format, lint, types, layers, SQL, Prometheus rules, systemd units
 	@PATH="$(abspath $(BIN)):$$PATH" bash tests/check.sh
