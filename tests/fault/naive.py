@@ -13,7 +13,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import google.auth.transport.requests
 
 from pgherald import fcm, listener, oauth, recorder, service, spool, store
@@ -71,8 +70,10 @@ def knows_no_deadline() -> None:
 def brings_its_token() -> None:
     """No mistake: an access token made elsewhere, for a machine whose clock Google would not take."""
 
+    held = foreign_token()
+
     async def token(self: oauth.OAuth) -> str:
-        return await anyio.to_thread.run_sync(foreign_token)
+        return held
 
     oauth.OAuth.token = token  # type: ignore[method-assign]
 

@@ -379,10 +379,10 @@ class World:
     def statuses(self) -> dict[str, int]:
         return dict(self.ask("select status, count(*)::int from herald.prompt group by status"))
 
-    def rest(self, seconds: float = SETTLED, *, time_passes: bool = False) -> None:
+    def rest(self, seconds: float = SETTLED, *, time_passes: bool = False, spools: bool = True) -> None:
         """Wait until nothing is open: nobody touched, nothing ready or sending, no record owed by a running daemon.
 
-        `time_passes`: what waits for its next try is due at once, as if its time had come.
+        `time_passes`: what waits for its next try is due at once, as if its time had come. `spools`: the records too.
         """
 
         def at_rest() -> bool:
@@ -398,7 +398,7 @@ class World:
             return row == (0, 0)
 
         wait_until(at_rest, f"rest; {self.statuses()}", seconds)
-        alive = [each for each in self.daemons.values() if each.running]
+        alive = [each for each in self.daemons.values() if each.running and spools]
         wait_until(
             lambda: all(each.metric("pgherald_spool_entries") == 0 for each in alive),
             "empty spools",
