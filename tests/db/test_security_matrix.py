@@ -331,8 +331,6 @@ def test_a_bad_scenario_is_refused_with_words_that_tell_nothing_of_others(db: ps
     assert own == others == unknown
 
 
-# --- two chapters --------------------------------------------------------------------------------------------------
-
 #: Everything that a person or coordinator of chapter A can ask: (as whom, statement, values).
 QUESTIONS: Final[list[tuple[UUID, str, tuple[object, ...]]]] = [
     (COORDINATOR_A, "select * from herald.scenario order by scenario_id", ()),
