@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from pgherald import commands as operators
 from pgherald.config import SETTINGS
 from pgherald.errors import HeraldError, UsageError
 
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_migrate(commands)
     _add_run(commands)
+    operators.add_parsers(commands)
     _add_emulator(commands)
     return parser
 

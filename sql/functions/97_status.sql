@@ -1,6 +1,7 @@
 -- What `pgherald status` shows: each scenario in its words and numbers, and the outbox as a whole.
 
--- A person whom a run for touched users found is found by the scheduled run too: those duplicates do not count as due.
+-- Whomever a run for touched users found, the scheduled run finds too: it alone counts as due each candidate once. A run
+-- that was held comes again.
 create or replace function herald.status(p_locale text default 'en', p_since interval default '1 day')
 returns table (
   scenario_id uuid, name text, scenario_type text, organisation_id uuid, chapter_id uuid, sentence text,
@@ -23,13 +24,15 @@ as $$
     ) end,
     s.evaluated_through,
     l.started_at, c.started_at, case when s.held_at is null then left(l.error, 5) end,
-    r.candidates - coalesce((g.suppressed ->> 'duplicate')::bigint, 0), r.prompts, coalesce(g.suppressed, '{}'),
+    greatest(r.due, r.prompts), r.prompts, coalesce(g.suppressed, '{}'),
     coalesce(w.waiting, 0), coalesce(h.sent, 0), coalesce(h.failed, 0), coalesce(h.skipped, 0), coalesce(h.unknown, 0)
   from herald.scenario as s
   cross join lateral (
-    select coalesce(sum(e.candidates), 0) as candidates, coalesce(sum(e.prompts), 0) as prompts
+    select
+      coalesce(sum(e.candidates) filter (where e.source = 'schedule'), 0) as due,
+      coalesce(sum(e.prompts), 0) as prompts
     from herald.evaluation_run as e
-    where e.scenario_id = s.scenario_id and e.started_at > now() - p_since
+    where e.scenario_id = s.scenario_id and e.started_at > now() - p_since and not e.suppressed ? 'held'
   ) as r
   cross join lateral (
     select jsonb_object_agg(t.gate, t.n) as suppressed
@@ -37,7 +40,8 @@ as $$
       select k.key as gate, sum(k.value::bigint) as n
       from herald.evaluation_run as e
       cross join lateral jsonb_each_text(e.suppressed) as k
-      where e.scenario_id = s.scenario_id and e.started_at > now() - p_since and k.key <> 'held'
+      where e.scenario_id = s.scenario_id and e.source = 'schedule' and e.started_at > now() - p_since
+        and k.key not in ('held', 'duplicate')
       group by k.key
     ) as t
   ) as g

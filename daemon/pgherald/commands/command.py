@@ -1,0 +1,95 @@
+"""What all operators' commands share: their parser, the kinds of arguments they take, and the way to the database."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from pgherald import screen
+from pgherald.config import load_settings
+from pgherald.screen import Screen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pgherald.operate import Operations
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no other name
+    Action = Callable[[argparse.Namespace], int]
+
+SCENARIO: Final = "the scenario's name, its id, or the first four digits or more of it"
+AT: Final = "a moment such as 2026-03-01T08:00+01:00; UTC where it names no zone"
+
+
+def command(commands: Commands, name: str, run: Action, brief: str, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=brief, description=text)
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def as_uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("is not a uuid such as 6f1c8a52-0f43-4a77-9d35-2a4c3f3b1f10") from None
+
+
+def as_moment(text: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("is not a moment such as 2026-03-01T08:00+01:00") from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def whole(low: int, high: int, what: str) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"is not {what} from {low} to {high:,}")
+        return int(text)
+
+    return parse
+
+
+def as_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError("is not a number of seconds from 0.1 to 3600")
+    return seconds
+
+
+@contextmanager
+def connected() -> Iterator[Operations]:
+    """The database, by the settings of the environment."""
+    from pgherald.operate import Operations
+
+    with Operations.open(load_settings(os.environ).database_url) as operations:
+        yield operations
+
+
+def terminal() -> Screen:
+    """Where the answer goes: as wide as the terminal, eighty columns without one."""
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size((screen.WIDTH, 24)).columns if is_terminal else screen.WIDTH
+    return Screen(width, colour=is_terminal and not os.environ.get("NO_COLOR"))
+
+
+def say(text: str) -> None:
+    """Print at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def scenario_id(operations: Operations, arguments: argparse.Namespace) -> UUID | None:
+    """The scenario that the arguments name, if they name one."""
+    return None if arguments.scenario is None else operations.scenario(arguments.scenario).scenario_id

@@ -1,0 +1,208 @@
+"""The commands about devices: send-test and tokens. What asks FCM is in `pgherald.devices`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from pgherald.commands.command import SCENARIO, as_uuid, command, connected, say, terminal, whole
+from pgherald.config import load_settings
+from pgherald.log import token_tag
+from pgherald.screen import as_json, count, listed, moment
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pgherald.commands.command import Commands
+    from pgherald.devices import Verified
+
+
+def add_parsers(commands: Commands) -> None:
+    """Add these commands to the program's."""
+    _add_send_test(commands)
+    _add_tokens(commands)
+
+
+def _add_send_test(commands: Commands) -> None:
+    parser = command(
+        commands,
+        "send-test",
+        _send_test,
+        "send a test message to one person's devices, or have FCM check it",
+        "Builds a test message for each of a person's devices and has FCM check it (validate_only): the credentials, "
+        "the project, the token and the message are tried, and nobody gets anything. With --really it is sent. Then no "
+        "gate is asked (opt-outs and quiet hours do not hold it back) and nothing is recorded. The exit code is 1 if a "
+        "device would not get it.",
+    )
+    parser.add_argument("user", type=as_uuid, metavar="USER", help="the person's user_id")
+    parser.add_argument("--really", action="store_true", help="send it: the person's devices show it")
+    parser.add_argument(
+        "--scenario", help=f"with the texts of a scenario (default: keys test_title and test_body): {SCENARIO}"
+    )
+
+
+def _send_test(arguments: argparse.Namespace) -> int:
+    import anyio
+
+    from pgherald import devices
+
+    settings = load_settings(os.environ)
+    with connected() as operations:
+        scenario = None if arguments.scenario is None else operations.scenario(arguments.scenario)
+        targets = operations.devices_of(arguments.user)
+    if not targets:
+        if arguments.json:
+            say(as_json([]))
+        else:
+            say("this person has no device: none was registered, or all were revoked (`pgherald why` says more)")
+        return 1
+
+    async def send() -> list[devices.Told]:
+        return await devices.send_test(settings, targets, scenario, really=arguments.really)
+
+    told = anyio.run(send)
+    if arguments.json:
+        say(
+            as_json(
+                [
+                    {
+                        "device_id": each.device.device_id,
+                        "platform": each.device.platform,
+                        "kind": each.device.kind,
+                        "token_tag": token_tag(each.device.token.reveal()),
+                        "last_seen_at": each.device.last_seen_at,
+                        "accepted": each.good,
+                        "code": each.code,
+                        "sent": each.good and arguments.really,
+                    }
+                    for each in told
+                ]
+            )
+        )
+    else:
+        to = terminal()
+        for each in told:
+            device = each.device
+            words = each.words if not each.good else "accepted" if arguments.really else "would be accepted"
+            head = (
+                f"{device.platform} token {token_tag(device.token.reveal())}, seen {moment(device.last_seen_at)} UTC: "
+            )
+            say(to.wrap(f"{head}{each.code}: {words}" if not each.good else f"{head}{words}", 0, 2))
+        if not arguments.really:
+            say("only checked, nothing was sent; to send it: --really")
+    return int(not all(each.good for each in told))
+
+
+def _add_tokens(commands: Commands) -> None:
+    text = "The devices that pushes go to. Tokens themselves are never shown."
+    parser = commands.add_parser("tokens", help="devices: list (counts), verify, prune", description=text)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    command(actions, "list", _tokens_list, "count them by platform", text)
+    verify = command(
+        actions,
+        "verify",
+        _tokens_verify,
+        "ask FCM which tokens it still knows, revoke the others",
+        "Has FCM check a message to each live device (validate_only: nobody gets anything) and revokes the tokens it "
+        "no longer knows. If more than a third are invalid it stops and revokes nothing more: that is rather a wrong "
+        "project than wear. The checks count toward FCM's quota and keep PGHERALD_MAX_RATE.",
+    )
+    verify.add_argument(
+        "--unseen-for",
+        type=whole(0, 3660, "a number of days"),
+        default=0,
+        metavar="DAYS",
+        help="only devices unseen for so long",
+    )
+    verify.add_argument("--limit", type=whole(1, 100_000_000, "a number"), help="check at most so many")
+    verify.add_argument("--dry-run", action="store_true", help="revoke nothing, only count")
+    verify.add_argument("--even-if-many", action="store_true", help="revoke however many are invalid")
+    prune = command(
+        actions,
+        "prune",
+        _tokens_prune,
+        "delete devices long unseen",
+        "Deletes devices unseen for longer than herald.setting.token_retention (270 days, after which FCM drops them "
+        "too), as the nightly herald.maintain() does.",
+    )
+    prune.add_argument(
+        "--unseen-for", type=whole(30, 3660, "a number of days"), metavar="DAYS", help="instead of the retention"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="delete nothing, only count")
+
+
+def _tokens_list(arguments: argparse.Namespace) -> int:
+    with connected() as operations:
+        found = operations.token_counts()
+    if arguments.json:
+        say(as_json(found))
+        return 0
+    if not found:
+        say("no devices yet: apps register them with herald.register_device_token()")
+        return 0
+    rows = [
+        (each.platform, each.kind, each.live, each.people, each.unseen_30_days, each.revoked, listed(each.reasons))
+        for each in found
+    ]
+    heads = ("PLATFORM", "KIND", "LIVE", "PEOPLE", "UNSEEN 30 D", "REVOKED", "WHY")
+    say(terminal().table(heads, rows, widest=6))
+    return 0
+
+
+def _tokens_verify(arguments: argparse.Namespace) -> int:
+    import anyio
+
+    from pgherald import devices
+
+    settings = load_settings(os.environ)
+    watched = sys.stderr.isatty() and not arguments.json
+
+    def progress(found: Verified) -> None:
+        if watched:
+            sys.stderr.write(f"\r{found.checked:,} checked, {found.invalid.total():,} invalid ")
+            sys.stderr.flush()
+
+    with connected() as operations:
+
+        async def verify() -> Verified:
+            return await devices.verify(
+                settings,
+                operations,
+                timedelta(days=arguments.unseen_for),
+                limit=arguments.limit,
+                dry_run=arguments.dry_run,
+                even_if_many=arguments.even_if_many,
+                progress=progress,
+            )
+
+        found = anyio.run(verify)
+    if watched:
+        sys.stderr.write("\n")
+    if arguments.json:
+        say(as_json(found))
+        return int(found.stopped is not None)
+    say(f"{count(found.checked, 'token')} checked: {found.good:,} good, {found.invalid.total():,} invalid")
+    if found.invalid:
+        what = "would be revoked" if arguments.dry_run else f"revoked {found.revoked:,}"
+        say(f"  {listed(found.invalid)}; {what}")
+    if found.inconclusive:
+        say(f"  {found.inconclusive.total():,} could not be told (left as they are): {listed(found.inconclusive)}")
+    if found.stopped is not None:
+        say(terminal().wrap(f"stopped: {found.stopped}"))
+    return int(found.stopped is not None)
+
+
+def _tokens_prune(arguments: argparse.Namespace) -> int:
+    unseen = None if arguments.unseen_for is None else timedelta(days=arguments.unseen_for)
+    with connected() as operations:
+        if arguments.dry_run:
+            number = sum(each.prunable for each in operations.token_counts(unseen))
+        else:
+            number = operations.prune_tokens(unseen)
+    if arguments.json:
+        say(as_json({"dry_run": arguments.dry_run, "devices": number}))
+        return 0
+    say(f"{count(number, 'device')} {'would be deleted' if arguments.dry_run else 'deleted'}")
+    return 0

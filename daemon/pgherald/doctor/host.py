@@ -1,0 +1,108 @@
+"""The machine that the daemon runs on: the directory in which accepted pushes are kept until they are recorded."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pgherald.config import STATE_DIR
+from pgherald.doctor.finding import Part, ok, problem, warning
+from pgherald.screen import count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pgherald.config import Settings
+    from pgherald.doctor.finding import Finding
+
+SPACE_WANTED: Final = 64 * 2**20
+"""Bytes free at least: the spool's reserve, and a few segments."""
+
+_NOT_LOCAL: Final = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs")
+_NOT_LASTING: Final = ("tmpfs", "ramfs")
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """The state directory: there or to be made, writable, on a disk that lasts, with space; and what lies in it."""
+    part, directory = Part.HOST, settings.state_dir
+    spool = directory / "spool"
+    existing = next(each for each in (spool, directory, *directory.parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or (reason := _refusal(existing)):
+        reason = reason if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK) else "may not be written"
+        yield problem(
+            part,
+            "state_directory",
+            f"the state directory {directory} is of no use: {existing} {reason} (as uid {os.getuid()})",
+            f"chown it to the daemon's user, or set {STATE_DIR.name} to a directory on a local disk",
+        )
+        return
+    made = "is used" if existing == spool else f"will be made in {existing}"
+    kind = _file_system(existing)
+    free = os.statvfs(existing)
+    if free.f_bavail * free.f_frsize < SPACE_WANTED:
+        yield problem(
+            part,
+            "state_directory_space",
+            f"{existing} has {free.f_bavail * free.f_frsize // 2**20} MiB left: when it is full, no push is sent",
+            "free some space there",
+        )
+    if kind in _NOT_LOCAL:
+        yield problem(
+            part,
+            "state_directory_kind",
+            f"{existing} lies on a network file system ({kind}): what is accepted there may be lost, or locked twice",
+            f"set {STATE_DIR.name} to a directory on a local disk",
+        )
+    elif kind in _NOT_LASTING:
+        yield warning(
+            part,
+            "state_directory_kind",
+            f"{existing} lies in memory ({kind}): a reboot forgets pushes that were accepted and not yet recorded",
+            f"set {STATE_DIR.name} to a directory on a local disk",
+        )
+    else:
+        yield ok(
+            part, "state_directory", f"the state directory {directory} {made}: writable, synced, on {kind or 'disk'}"
+        )
+    yield from _contents(spool)
+
+
+def _refusal(directory: Path) -> str:
+    """Why nothing can be written and synced there; empty if it can."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory, prefix="doctor-") as file:
+            file.write(b"pgherald doctor")
+            file.flush()
+            os.fdatasync(file.fileno())
+    except OSError as error:
+        return f"refuses to be written ({error.strerror})"
+    return ""
+
+
+def _file_system(path: Path) -> str:
+    """The kind of file system, as the kernel names it; empty where it does not."""
+    best = ("", "")
+    with suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
+            _, mounted, kind, *_ = line.split(" ")
+            mounted = mounted.encode().decode("unicode_escape")
+            if path.resolve().is_relative_to(mounted) and len(mounted) >= len(best[0]):
+                best = (mounted, kind)
+    return best[1]
+
+
+def _contents(spool: Path) -> Iterator[Finding]:
+    damaged: list[str] = []
+    with suppress(OSError):
+        damaged = [each.name for each in spool.iterdir() if each.name.endswith(".damaged")]
+    if damaged:
+        yield problem(
+            Part.HOST,
+            "spool_damaged",
+            f"{count(len(damaged), 'spool file')} could not be read whole: some accepted push may lack its record "
+            "(it is `unknown` then)",
+            f"look at `pgherald unknown list`, then remove {spool}/*.damaged",
+        )
