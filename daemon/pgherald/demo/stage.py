@@ -1,8 +1,8 @@
 """What the demo runs on: an embedded Postgres, the FCM emulator, and the real daemon, each a process of its own.
 
-Everything lives in one throw-away directory, the cluster's. However this process ends, nothing stays behind: Postgres
-has its undertaker (`pgherald.embedded`), and the two others run under a shell that waits on a pipe from here and stops
-its child when the pipe closes. All are out of reach of Ctrl-C in the terminal, so that this process alone ends them.
+However this process ends, nothing stays behind: Postgres has its undertaker (`pgherald.embedded`), and each of the two
+others runs under a shell that waits on a pipe from here. When the pipe closes, the shell stops its child and removes
+the child's directory. All are out of reach of Ctrl-C in the terminal, so that this process alone ends them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ DAEMON: Final = "pgherald_demo"
 PATIENCE: Final = 20.0
 """Seconds that anything may take to start, happen or stop."""
 
-# The child's pipes are its own: they end with it. No pid can have been used anew: the shell has not waited for it yet.
+# $1 a directory for the child, the rest its command. The child's pipes are its own: they end with it. No pid can have
+# been used anew: the shell has not waited for it yet.
 _MINDER: Final = """
+directory="$1"; shift
+mkdir -m 700 "$directory" || exit
 "$@" </dev/null & child=$!
 exec >/dev/null 2>&1
 read -r word
 kill -TERM "$child"
 wait "$child"
+rm -rf -- "$directory"
 """
 
 
@@ -90,13 +94,13 @@ class Stage:
             "PGHERALD_FCM_ENDPOINT": self.emulator.endpoint,
             "PGHERALD_FCM_CREDENTIALS": str(self.emulator.credentials_path),
             "PGHERALD_METRICS_LISTEN": "127.0.0.1:0",
-            "PGHERALD_STATE_DIR": str(self._cluster.directory / "state"),
+            "PGHERALD_STATE_DIR": str(self._directory_of("daemon") / "state"),
         }
 
     def start_daemon(self) -> None:
         """Start `pgherald run`, and return once it says that it is ready."""
         started = time.monotonic()
-        self.daemon = self._stack.enter_context(Child(["-m", "pgherald.cli", "run"], self._environment(self.settings)))
+        self.daemon = self._start("daemon", ["-m", "pgherald.cli", "run"], self.settings)
         self.daemon.wait_for("ready")
         self._told(f"the daemon is ready: pid {self.daemon.said('starting')['pid']}, {_since(started)}")
 
@@ -112,7 +116,8 @@ class Stage:
             del os.environ[name]  # neither psycopg here nor any of the children is to follow the caller's settings
         started = time.monotonic()
         self._stack.enter_context(self._cluster)
-        emulator = self._stack.enter_context(self._start_emulator())
+        arguments = ["--json", "--listen", "127.0.0.1:0", "--credentials", str(self._directory_of("fcm") / "key.json")]
+        emulator = self._start("fcm", ["-m", "pgherald.emulator", *arguments], {})
         self._told(
             f"Postgres {self._cluster.major_version} runs, embedded, in {self._cluster.directory}: {_since(started)}"
         )
@@ -127,27 +132,31 @@ class Stage:
         self.emulator = EmulatorClient(said["endpoint"], Path(said["credentials"]), None, None)
         self._told(f"an FCM emulator plays project {said['project']} at {said['endpoint']}")
 
-    def _start_emulator(self) -> Child:
-        credentials = self._cluster.directory / "fcm.json"
-        arguments = ["-m", "pgherald.emulator", "--json", "--listen", "127.0.0.1:0", "--credentials", str(credentials)]
-        return Child(arguments, self._environment({}))
-
-    def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
-        """Of a child: nothing of the caller's that might mislead it, and its scratch files in our directory."""
+    def _start(self, name: str, arguments: Sequence[str], settings: Mapping[str, str]) -> Child:
+        """Start a child with nothing of the caller's that might mislead it, its scratch files in its own directory."""
+        directory = self._directory_of(name)
         kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        return kept | {"TMPDIR": str(self._cluster.directory), "PYTHONUNBUFFERED": "1", **settings}
+        environment = kept | {"TMPDIR": str(directory), "PYTHONUNBUFFERED": "1", **settings}
+        return self._stack.enter_context(Child(arguments, environment, directory))
+
+    def _directory_of(self, name: str) -> Path:
+        """Beside the cluster's, not in it: as root, those belong to different users."""
+        return self._cluster.directory.with_name(f"{self._cluster.directory.name}-{name}")
 
 
 class Child:
-    """A Python program under its minder. What it writes to stderr is read as it comes; JSON lines can be waited for."""
+    """A Python program under its minder, which makes and removes `directory` for it.
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    What it writes to stderr is read as it comes; JSON lines can be waited for.
+    """
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         self._lines: deque[dict[str, Any]] = deque(maxlen=1000)
         self._words: deque[str] = deque(maxlen=20)
         self._changed = threading.Condition()
         self._ended = False
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", _MINDER, "pgherald-demo", sys.executable, *arguments],
+            ["/bin/sh", "-c", _MINDER, "pgherald-demo", directory, sys.executable, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

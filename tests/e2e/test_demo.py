@@ -1,0 +1,247 @@
+"""`pgherald demo` as people start it: what it says is so, it fails when it is not, and nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from dataclasses import dataclass, field
+from fcntl import ioctl
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import psycopg
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEMO = [sys.executable, "-m", "pgherald.cli", "demo"]
+PATIENCE = 60.0
+
+# The story as a reader of the summary must find it: told here again, so that a change of the story is a decision.
+ENDINGS = [
+    ("a mentor quiet for 30 days", "inactivity", "pushed", "last activity 30 days"),
+    ("a quiet mentor who opted out", "inactivity", "stopped", "opted_out: opted out of everything since"),
+    ("a quiet mentor without a phone", "inactivity", "skipped", "no_device_token: no device was ever registered"),
+    ("a quiet mentor with a dead token and a good one", "inactivity", "pushed", "last activity 30 days"),
+    ("a quiet mentor with nothing but a dead token", "inactivity", "failed", "UNREGISTERED: android, revoked"),
+    ("a quiet mentor where it is night", "inactivity", "waits", "quiet_hours: 21:00 to 08:00"),
+    ("a quiet mentor on leave", "inactivity", "stopped", "inactive_recipient: not active"),
+    ("a quiet mentor of the other chapter", "inactivity", "not due", "no scenario of type inactivity covers"),
+    ("a mentor at the tenth activity", "milestone", "pushed", "10 activities; needs 1, 10, 50"),
+    ("a mentor at the tenth activity", "milestone", "stopped", "cooldown: last push of this type"),
+    ("a mentor after a worrying contact", "follow_up", "pushed", "with flag wellbeing_concern"),
+    ("a mentor after a contact that went well", "follow_up", "not due", "without flag wellbeing_concern"),
+    ("a mentor whose certificate runs out", "expiry", "pushed", "first_aid expires in"),
+]
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Where a demo keeps everything: afterwards it must be empty, and no process may have anything to do with it."""
+    path = Path(tempfile.mkdtemp(prefix="demo-test-"))
+    path.chmod(0o1777)  # as /tmp is: when root runs the demo, the server's user makes and removes directories too
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def environment(scratch: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "NO_COLOR"))}
+    # A newcomer may have any of these set for something else; the demo must not follow them.
+    return kept | {"TMPDIR": str(scratch), "PGHOST": "nowhere.invalid", "PGHERALD_DATABASE_URL": "host=x"} | more
+
+
+def left_behind(scratch: Path) -> list[str]:
+    """What there still is of a demo: files, and processes that know of its directory."""
+    found = [str(path) for path in scratch.iterdir()]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(scratch).encode() in said and process.name != str(os.getpid()):
+            found.append(said.replace(b"\0", b" ").decode(errors="replace")[:200])
+    return found
+
+
+def assert_nothing_is_left(scratch: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while found := left_behind(scratch):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+
+
+def endings_in(output: str) -> list[tuple[str, str, str, str]]:
+    """The rows of the summary: who, scenario type, how it ended, why."""
+    summary = output.partition("What happened to whom")[2].partition("Checked")[0]
+    rows = re.findall(r"^  (\S.*?) {2,}(\w+) +(\w[\w ]*)\n((?: {6}\S.*\n)+)", summary, re.MULTILINE)
+    return [(who, about, ending, " ".join(why.split())) for who, about, ending, why in rows]
+
+
+def test_every_person_ends_as_told_and_the_sums_agree(scratch: Path) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [*DEMO, "--once"], env=environment(scratch), capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    took = time.monotonic() - started
+    assert (done.returncode, done.stderr) == (0, "")
+    told = " ".join(done.stdout.split())
+    again = "; at most once a week; not between 21:00 and 08:00."
+    assert f"Quiet mentors: Send 30 days after the last activity{again}" in told
+    assert f"Milestones: Send at a person's 1st, 10th and 50th activity{again}" in told
+    assert f"before a first-aid certificate expires, unless it is renewed{again}" in told
+    assert f"Send 3 days after a first contact, if wellbeing was a concern{again}" in told
+    found = endings_in(done.stdout)
+    assert [row[:3] for row in found] == [row[:3] for row in ENDINGS]
+    for (*_, why), (*_, begins) in zip(found, ENDINGS, strict=True):
+        assert begins in why
+    assert "  prompts   1 failed, 1 ready, 5 sent, 1 skipped\n" in done.stdout
+    assert "  history   5 dispatched, 1 failed, 1 skipped\n" in done.stdout
+    assert "  FCM       5 accepted; refused: 2 UNREGISTERED\n" in done.stdout
+    assert "  records   5 notifications, 2 tokens revoked\n" in done.stdout
+    assert done.stdout.count("  accepted, ios: ") == 1
+    assert done.stdout.count("  accepted, android: ") == 4
+    assert re.findall(r"^  (ok|NOT SO) ", done.stdout, re.MULTILINE) == ["ok"] * 6
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert_nothing_is_left(scratch)
+    assert took < 30, "it should take ten seconds, and on a busy machine not many more"
+
+
+def test_a_story_that_does_not_come_true_ends_in_exit_code_1(scratch: Path) -> None:
+    program = (
+        "import dataclasses, sys\n"
+        "from pgherald import demo\n"
+        "from pgherald.demo import story\n"
+        "first, *rest = story.STEPS\n"
+        "wrong = tuple(story.End(end.person, story.Ending.PUSHED) for end in first.ends)\n"
+        "story.STEPS = (dataclasses.replace(first, ends=wrong), *rest)\n"
+        "sys.exit(demo.run(once=True))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(scratch), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    checked = " ".join(done.stdout.partition("Checked")[2].split())
+    assert "NOT SO each of the 13 endings is as the story tells it" in checked
+    assert "a quiet mentor who opted out: stopped opted_out" in checked
+    assert "NOT SO 11 pushes told, 5 accepted by FCM, 5 notifications, 5 dispatched in the history" in checked
+    assert_nothing_is_left(scratch)
+
+
+@dataclass
+class Terminal:
+    """A demo on a pseudo-terminal."""
+
+    pid: int
+    master: int
+    seen: str = ""
+    status: int | None = None
+    _closed: bool = field(default=False, repr=False)
+
+    @classmethod
+    def start(cls, scratch: Path, columns: int = 100, **more: str) -> Self:
+        settings = environment(scratch, TERM="xterm", **more)
+        pid, master = pty.fork()
+        if pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests themselves may run where it is ignored
+            ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+            os.execve(sys.executable, DEMO, settings)
+        return cls(pid, master)
+
+    def read_until(self, text: str | None) -> None:
+        """Read until `text` has been seen, or with None until the demo has ended."""
+        deadline = time.monotonic() + PATIENCE
+        while text is None or text not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{text!r} did not come: {self.seen[-2000:]}"
+            try:
+                read = os.read(self.master, 65536)
+            except OSError:  # Linux says EIO when the other side has gone
+                break
+            self.seen += read.decode().replace("\r\n", "\n")
+        assert text is None or text in self.seen, self.seen
+
+    def type(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def end(self) -> int:
+        """Read to the end; the exit code."""
+        self.read_until(None)
+        os.close(self.master)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_on_a_terminal_it_stays_until_ctrl_c_and_what_it_prints_can_be_pasted(scratch: Path) -> None:
+    terminal = Terminal.start(scratch)
+    terminal.read_until("Ctrl-C stops it")
+    assert "\x1b[32m" in terminal.seen
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", terminal.seen)
+    settings = dict(re.findall(r"^export (\w+)='(.*)'$", plain, re.MULTILINE))
+    statements = plain.partition("and in that psql")[2].partition("Ctrl-C")[0].partition("\n")[2]
+    with psycopg.connect(settings["PGHERALD_DATABASE_URL"], autocommit=True) as connection:
+        pasted = [connection.execute(part.encode()) for part in statements.split(";\n") if part.strip()]
+        assert len(pasted) == 5
+        before = terminal.seen.count("accepted, android")
+        terminal.read_until("record   \x1b[0m history dispatched and one notification: a mentor quiet for 30 days\n")
+        assert before == 4
+        prompts = connection.execute(
+            "select status from herald.prompt where user_id::text like '%0001' and scenario_type = 'milestone'"
+        )
+        assert prompts.fetchall() in ([("ready",)], [("sending",)], [("sent",)])
+    terminal.read_until("history dispatched and one notification: a mentor quiet for 30 days\n")
+    for address in re.findall(r"^curl (\S+)$", plain, re.MULTILINE):
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys, urllib.request as r; assert r.urlopen(sys.argv[1]).status == 200",
+                address,
+            ],
+            check=True,
+        )
+    terminal.type("\x03")
+    assert terminal.end() == 0
+    assert_nothing_is_left(scratch)
+
+
+def test_without_colour_where_none_is_wanted_and_within_eighty_columns(scratch: Path) -> None:
+    terminal = Terminal.start(scratch, columns=80, NO_COLOR="1")
+    terminal.read_until("It goes on running")
+    terminal.type("\x03")
+    assert terminal.end() == 0
+    assert "\x1b" not in terminal.seen
+    told = terminal.seen.partition("It goes on running")[0]
+    assert [line for line in told.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("moment", ["pgherald demo:", "Postgres 18 runs", "Its coordinators", "1  Time", "2  A mentor"])
+def test_ctrl_c_at_any_moment_leaves_nothing(scratch: Path, moment: str) -> None:
+    terminal = Terminal.start(scratch)
+    terminal.read_until(moment)
+    terminal.type("\x03\x03")
+    assert terminal.end() in (130, -signal.SIGINT)
+    assert "Traceback" not in terminal.seen
+    assert_nothing_is_left(scratch)
+
+
+@pytest.mark.parametrize("moment", ["Postgres 18 runs", "the daemon is ready"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_demo_leaves_nothing(scratch: Path, moment: str, number: signal.Signals) -> None:
+    with subprocess.Popen([*DEMO], env=environment(scratch), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while moment not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == -number
+    assert_nothing_is_left(scratch)
