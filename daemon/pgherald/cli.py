@@ -10,6 +10,7 @@ import argparse
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
@@ -134,15 +135,22 @@ def _add_run(commands: Commands) -> None:
         "run",
         help="run the daemon",
         description="Runs the daemon until SIGTERM or SIGINT: listens, claims, sends, records, serves metrics. "
-        "Everything is set by environment variables; `pgherald --help` lists them.",
+        "Everything is set by environment variables; `pgherald --help` lists them. SIGHUP has the settings file and "
+        "the credentials read again.",
+    )
+    parser.add_argument(
+        "--settings-file",
+        type=Path,
+        metavar="FILE",
+        help="more variables, as NAME=value lines; they go before those of the environment",
     )
     parser.set_defaults(run=_run)
 
 
-def _run(_arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     from pgherald import service
 
-    return service.run(os.environ)
+    return service.run(os.environ, arguments.settings_file)
 
 
 def _add_demo(commands: Commands) -> None:

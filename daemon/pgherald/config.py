@@ -447,6 +447,30 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     )
 
 
+def parse_environment_file(text: str) -> dict[str, str]:
+    """The variables of a file as systemd's EnvironmentFile= has it: NAME=value lines, perhaps quoted; # and ; comments.
+
+    Raises ConfigError with the numbers of the lines that are neither, for they may hold a secret themselves.
+    """
+    found: dict[str, str] = {}
+    wrong = []
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped[0] in "#;":
+            continue
+        matched = re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)=(?:\"([^\"\\\\]*)\"|'([^']*)'|([^\"'\\\\]*))", stripped)
+        if matched is None or "\0" in stripped:
+            wrong.append(str(number))
+        else:
+            found[matched[1]] = next(part for part in matched.groups()[1:] if part is not None)
+    if wrong:
+        raise ConfigError(
+            f"the settings file has lines that are not NAME=value: {', '.join(wrong)}; a value with spaces may be in "
+            "quotes, and no value goes on in the next line"
+        )
+    return found
+
+
 _KNOWN: Final = frozenset(setting.name for setting in SETTINGS)
 
 

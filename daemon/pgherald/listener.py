@@ -15,7 +15,7 @@ import anyio
 
 from pgherald.backoff import reconnect_delay
 from pgherald.log import describe_exception, log
-from pgherald.store import STORE_ERRORS, Ear
+from pgherald.store import STORE_ERRORS, Ear, NoSession
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -27,6 +27,10 @@ CHANNEL: Final = "herald"
 
 HEARTBEAT: Final = 4.0
 """Seconds between two proofs that the session still listens; a dead one is noticed in twice that."""
+
+
+POOLER_PATIENCE: Final = 60.0
+"""Seconds until a pooler that gave no session is tried again: somebody has to change a setting first."""
 
 
 @unique
@@ -70,7 +74,7 @@ class Listener:
         self._metrics = metrics
         self._health = health
         self._rng = rng or Random()
-        self.heard = anyio.Event()  # set once it listens for the first time
+        self.heard = anyio.Event()  # set once it listens for the first time, or knows that it cannot
 
     async def run(self) -> NoReturn:
         """Connect, LISTEN, ring (whatever was said meanwhile is in the tables), then hear; again after each loss."""
@@ -81,12 +85,20 @@ class Listener:
                     failures = 0
                     self._metrics.listener_up.set(1)
                     self._health.clear("listener_down")
+                    self._health.clear("listener_behind_pooler")
                     log.info("listening", channel=CHANNEL, pid=ear.pid)
                     self.heard.set()
                     self._bell.ring(Wakeup.RECONNECT)
                     while True:
                         if await ear.hear(HEARTBEAT):
                             self._bell.ring(Wakeup.NOTIFY)
+            except NoSession as error:
+                self._metrics.listener_up.set(0)
+                self._health.clear("listener_down")
+                self._health.set_degraded("listener_behind_pooler")
+                log.error("listener_behind_pooler", setting="PGHERALD_LISTEN_URL", exception=describe_exception(error))
+                self.heard.set()
+                await anyio.sleep(POOLER_PATIENCE)
             except (*STORE_ERRORS, TimeoutError, OSError) as error:
                 failures += 1
                 self._metrics.listener_up.set(0)

@@ -60,7 +60,7 @@ _SHAPES: Final[Mapping[Shape, str]] = {
     Shape.WORD: """
         breaker channel check code command effect error_code exception function gate invariant job library_level listen
         logger migration mode outcome owner platform presentation project reason scenario_type scheduler server_version
-        signal source sqlstate state status thread version where
+        setting signal source sqlstate state status thread version where
     """,
     Shape.TIME: """
         dispatched_at due_at expires_at not_before since until

@@ -240,6 +240,10 @@ class _Single(_Series):
         """What is served for these label values now."""
         return self._values[labels]
 
+    def total(self, last: str) -> float:
+        """The sum over all series whose last label has this value."""
+        return sum(number for values, number in self._values.items() if values[-1] == last)
+
 
 class Counter(_Single):
     """Only ever goes up."""

@@ -144,6 +144,17 @@ class OAuth:
         """
         return await self._renew(stale, forced=True)
 
+    async def adopt(self, credentials: Credentials) -> None:
+        """Ask with other credentials from now on, and at once.
+
+        Raises NoOAuthToken if they get none; the token that is there stays in use for as long as it is good.
+        """
+        async with self._lock:
+            self._credentials = credentials
+            self._wait_until = 0.0
+            stale = self._granted.token if self._granted is not None else ""
+        await self._renew(stale)
+
     async def run(self) -> NoReturn:
         """Renew the token ahead of its expiry, for ever; failures are logged and tried again within seconds."""
         while True:

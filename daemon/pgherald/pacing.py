@@ -128,9 +128,8 @@ class Pacing:
     """
 
     def __init__(self, max_rate: float, *, ramp_seconds: float = RAMP_SECONDS) -> None:
-        self._max_rate = max_rate
-        self._start = min(max_rate, max(RAMP_FLOOR, max_rate * RAMP_START)) if ramp_seconds > 0 else max_rate
-        self._slope = (max_rate - self._start) / ramp_seconds if ramp_seconds > 0 else 0.0
+        self._ramp_seconds = ramp_seconds
+        self._shape(max_rate)
         self._level = self._start
         self._tokens = self._burst()
         self._at: float | None = None
@@ -140,6 +139,19 @@ class Pacing:
         self._apns = _Circuit(1, APNS_WAIT, APNS_WAIT_MAX)
         self._mismatches_in_a_row = 0
         self._mismatches: deque[float] = deque(maxlen=MISMATCHES_IN_WINDOW)
+
+    def _shape(self, max_rate: float) -> None:
+        ramp = self._ramp_seconds
+        self._max_rate = max_rate
+        self._start = min(max_rate, max(RAMP_FLOOR, max_rate * RAMP_START)) if ramp > 0 else max_rate
+        self._slope = (max_rate - self._start) / ramp if ramp > 0 else 0.0
+
+    def set_max_rate(self, now_mono: float, max_rate: float) -> None:
+        """Another maximum from now on; pauses and breakers stay as they are."""
+        self._advance(now_mono)
+        self._shape(max_rate)
+        self._set_level(self._level)
+        self._tokens = min(self._tokens, self._burst())
 
     def allowance(self, now_mono: float, wanted: int) -> int:
         """How many messages may be sent now, at most `wanted`; with a circuit open that is one now and then, the probe.

@@ -174,9 +174,7 @@ def connect(conninfo: str) -> psycopg.Connection:
             conninfo, application_name="pgherald", connect_timeout=10, fallback_application_name=None
         )
     except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
-        kind = (
-            NotNow if re.search(r"starting up|shutting down|too many|remaining connection", str(error)) else ConfigError
-        )
+        kind = NotNow if re.search(_NOT_NOW, str(error), re.IGNORECASE) else ConfigError
         raise kind(unreachable(conninfo, error)) from None
 
 
@@ -201,6 +199,13 @@ def unreachable(conninfo: str, error: BaseException) -> str:
     )
     return f"PGHERALD_DATABASE_URL: no connection to Postgres ({where}): {reason}"
 
+
+#: What may be otherwise in a moment, without anybody changing a setting.
+_NOT_NOW = (
+    "starting up|shutting down|recovery mode|too many|remaining connection|connection refused|no such file or "
+    "directory|timeout|timed out|unreachable|no route to host|temporary failure in name resolution|closed the "
+    "connection|terminating connection|connection reset"
+)
 
 #: What libpq's text says, without what it quotes.
 _REASONS = (

@@ -3,28 +3,46 @@
 Start: settings, credentials, the schema's version, the spool (one daemon each, replayed), LISTEN, drain, and only
 then READY. An outer task group holds listener, exporter, scheduler, watchdog and OAuth; an inner one the work. Stop:
 claim nothing more, let what is under way come to its end within a deadline, settle, close; the listener and the
-exporter go last.
+exporter go last. SIGHUP reads the settings and the credentials again: what can change at once does, and what cannot is
+told.
+
+The watchdog is fed from the event loop, and only while the worker moves: a database that is away is no reason to be
+killed, a loop that hangs is.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import re
 import signal
 import socket
+import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from pgherald import exporter, schema
-from pgherald.config import load_settings
+from pgherald.config import (
+    FCM_CREDENTIALS,
+    FCM_PROJECT,
+    LOG_LEVEL,
+    MAX_RATE,
+    POLL_INTERVAL,
+    PREFIX,
+    load_settings,
+    parse_environment_file,
+)
 from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
+from pgherald.errors import ConfigError, HeraldError
 from pgherald.exporter import Health
 from pgherald.fcm import FcmClient, HttpxTransport
 from pgherald.listener import Doorbell, Listener
 from pgherald.log import configure, log
 from pgherald.metrics import Metrics
-from pgherald.oauth import OAuth, load_credentials
+from pgherald.oauth import NoOAuthToken, OAuth, load_credentials
 from pgherald.pacing import Pacing
 from pgherald.recorder import Recorder
 from pgherald.scheduler import Scheduler
@@ -34,7 +52,8 @@ from pgherald.systemd import Notifier, watchdog_interval
 from pgherald.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from pgherald.config import Settings
 
@@ -42,18 +61,53 @@ DRAIN_DEADLINES: Final = 3.0
 """At a stop, what is under way may take so many send deadlines, and then the records a few seconds more."""
 
 CONNECT_PATIENCE: Final = 10.0
-"""Seconds that a start waits for a database that is just starting itself."""
+"""Seconds that a start waits for a database that is not there; then it ends with 1, for the service manager to try."""
+
+REPORT_SECONDS: Final = 5.0
+"""How often systemd is told how things are."""
+
+EXTENSION: Final = 30.0
+"""Seconds by which a start that goes on (a long spool, a long queue) puts off its time-out, again and again."""
+
+RELOADABLE: Final = (FCM_CREDENTIALS.name, MAX_RATE.name, POLL_INTERVAL.name, LOG_LEVEL.name)
+"""What SIGHUP changes; every other setting needs a restart."""
 
 
-def run(environ: Mapping[str, str]) -> int:
-    """Run a daemon until SIGTERM or SIGINT; 0 after a clean stop. Raises ConfigError for what cannot work."""
-    settings = load_settings(environ)
+def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
+    """Run a daemon until SIGTERM or SIGINT; 0 after a clean stop. Raises ConfigError for what cannot work.
+
+    `settings_file` has more variables, which go before those of the environment; SIGHUP has it read again.
+    """
+    faulthandler.enable()  # where each thread stood when the watchdog's SIGABRT came
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+
+    def environment() -> dict[str, str]:
+        return {**environ, **_read_settings_file(settings_file)}
+
+    settings = load_settings(environment())
     configure(settings.log_level)
-    anyio.run(_run, settings, environ)
+    _lend_to_libraries(environment())
+    anyio.run(_run, settings, environment)
     return 0
 
 
-async def _run(settings: Settings, environ: Mapping[str, str]) -> None:
+def _read_settings_file(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the settings file {path}: {type(error).__name__}") from None
+    return parse_environment_file(text)
+
+
+def _lend_to_libraries(environ: Mapping[str, str]) -> None:
+    """What is not ours in the settings file (PGPASSFILE, SSL_CERT_FILE and the like) is for libpq and OpenSSL."""
+    os.environ.update({name: value for name, value in environ.items() if not name.startswith(PREFIX)})
+
+
+async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) -> None:
+    environ = environment()
     notifier = Notifier.from_environ(environ)
     metrics = Metrics()
     health = Health()
@@ -73,9 +127,7 @@ async def _run(settings: Settings, environ: Mapping[str, str]) -> None:
     async with AsyncExitStack() as stack:
         spool = await anyio.to_thread.run_sync(Spool.open, settings.state_dir, metrics)
         stack.push_async_callback(spool.close)
-        store = await stack.enter_async_context(
-            Store(settings.database_url, pooled=settings.listen_url != settings.database_url)
-        )
+        store = await stack.enter_async_context(Store(settings.database_url, program=schema.shipped_version()))
         stack.push_async_callback(locks.aclose)
         transport = await stack.enter_async_context(HttpxTransport(settings.max_in_flight))
         sender = FcmClient(transport, oauth, settings.fcm_endpoint, project)
@@ -108,26 +160,59 @@ async def _run(settings: Settings, environ: Mapping[str, str]) -> None:
             config,
             settings.scheduler,
         )
+        parts = _Parts(settings, project, notifier, metrics, health, pacing, oauth, worker)
         async with anyio.create_task_group() as around:
+            around.start_soon(_feed_watchdog, notifier, environ, parts)
+            around.start_soon(_reload_on_signal, parts, environment)
             listen = await around.start(exporter.serve, settings.metrics_listen, metrics, health)
             log.info("starting", listen=str(listen), path=settings.state_dir, project=project, pid=os.getpid())
             around.start_soon(oauth.run)
             await recorder.replay(spool.replay())
             around.start_soon(recorder.run)
             around.start_soon(listener.run)
-            around.start_soon(_feed_watchdog, notifier, environ)
             async with anyio.create_task_group() as work:
-                work.start_soon(_stop_on_signal, worker, work.cancel_scope, notifier, config)
+                work.start_soon(_stop_on_signal, parts, work.cancel_scope, config)
                 with anyio.move_on_after(CONNECT_PATIENCE):
                     await listener.heard.wait()
                 work.start_soon(scheduler.run)
-                work.start_soon(_announce, worker, notifier, health)
+                work.start_soon(_announce, parts)
                 await worker.run()
                 work.cancel_scope.cancel()
             with anyio.CancelScope(shield=True), anyio.move_on_after(config.send_deadline):
                 await recorder.pay()
             around.cancel_scope.cancel()
         log.info("stopped", entries=spool.entries)
+    if worker.refusal is not None:
+        raise worker.refusal
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What a reload changes and a report reads."""
+
+    settings: Settings
+    project: str
+    notifier: Notifier
+    metrics: Metrics
+    health: Health
+    pacing: Pacing
+    oauth: OAuth
+    worker: Worker
+    stopping: bool = False
+
+    def status(self) -> str:
+        """One line for `systemctl status`."""
+        now, metrics = self.health.snapshot(), self.metrics
+        counts = ", ".join(
+            f"{metrics.prompts_total.total(outcome):.0f} {outcome}" for outcome in ("sent", "failed", "unknown")
+        )
+        state = "draining" if self.stopping else "sending" if now.status == "ready" else str(now.status)
+        why = f" ({', '.join(now.reasons)})" if now.reasons else ""
+        return (
+            f"{state}{why}: {counts} since start; {metrics.prompts.value('ready'):.0f} ready, "
+            f"{metrics.in_flight.value():.0f} in flight, {metrics.spool_entries.value():.0f} in the spool; "
+            f"the oldest waits {metrics.oldest_ready_seconds.value():.0f} s"
+        )
 
 
 async def _check_schema(conninfo: str) -> None:
@@ -137,29 +222,30 @@ async def _check_schema(conninfo: str) -> None:
         try:
             version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo)
             break
-        except schema.NotNow:
+        except schema.NotNow as error:
             if anyio.current_time() > deadline:
-                raise
+                raise HeraldError(str(error)) from None
             await anyio.sleep(0.5)
     if version > schema.shipped_version():
         log.warning("schema_newer", version=str(version))
 
 
-async def _announce(worker: Worker, notifier: Notifier, health: Health) -> None:
+async def _announce(parts: _Parts) -> None:
     """Ready once it has listened and there was nothing left to do."""
-    await worker.drained.wait()
-    health.set_ready()
-    notifier.ready("sending")
+    await parts.worker.drained.wait()
+    parts.health.set_ready()
+    parts.notifier.ready(parts.status())
     log.info("ready")
 
 
-async def _stop_on_signal(worker: Worker, scope: anyio.CancelScope, notifier: Notifier, config: DispatchConfig) -> None:
+async def _stop_on_signal(parts: _Parts, scope: anyio.CancelScope, config: DispatchConfig) -> None:
     """The first signal stops the claiming and sets a deadline for what is under way; the second ends that at once."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)
-            notifier.stopping("draining")
-            worker.stop()
+            parts.stopping = True
+            parts.notifier.stopping(parts.status())
+            parts.worker.stop()
             scope.deadline = anyio.current_time() + config.send_deadline * DRAIN_DEADLINES
             break
         async for _ in signals:
@@ -167,11 +253,70 @@ async def _stop_on_signal(worker: Worker, scope: anyio.CancelScope, notifier: No
             return
 
 
-async def _feed_watchdog(notifier: Notifier, environ: Mapping[str, str]) -> None:
-    """Tell systemd that the event loop turns. A database that is away is no reason to be killed; a hung loop is."""
+async def _feed_watchdog(notifier: Notifier, environ: Mapping[str, str], parts: _Parts) -> None:
+    """Tell systemd that the event loop turns and the worker moves, that a start goes on, and how things are.
+
+    A database that is away is no reason to be killed; a loop or a worker that hangs is.
+    """
     interval = watchdog_interval(environ, os.getpid())
-    if interval is None:
-        return
+    told = hung = False
+    reported = float("-inf")
     while True:
-        notifier.watchdog()
-        await anyio.sleep(interval)
+        hung = parts.worker.hangs(time.monotonic())
+        if hung and not told:
+            log.critical("worker_hangs")
+        told = hung
+        if not hung:
+            if interval is not None:
+                notifier.watchdog()
+            if time.monotonic() - reported >= REPORT_SECONDS:
+                reported = time.monotonic()
+                if not parts.worker.drained.is_set():
+                    notifier.extend_timeout(EXTENSION)
+                notifier.status(parts.status())
+        await anyio.sleep(REPORT_SECONDS if interval is None else min(interval, REPORT_SECONDS))
+
+
+async def _reload_on_signal(parts: _Parts, environment: Callable[[], dict[str, str]]) -> None:
+    """Read settings and credentials again at each SIGHUP."""
+    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            parts.notifier.reloading()
+            try:
+                await _reload(parts, environment)
+            except ConfigError as error:
+                # Its text may name paths, and is for a terminal; a log line names the settings.
+                log.error("reload_refused", exception=type(error).__name__)
+                for name in sorted(set(re.findall(rf"^({PREFIX}[A-Z_]+):", str(error), re.MULTILINE))):
+                    log.error("setting_refused", setting=name)
+                parts.notifier.ready(f"reload refused, nothing was changed; {parts.status()}")
+            else:
+                parts.notifier.ready(parts.status())
+
+
+async def _reload(parts: _Parts, environment: Callable[[], dict[str, str]]) -> None:
+    """Put the settings in force that can change while running; name those that cannot, each time again."""
+    environ = await anyio.to_thread.run_sync(environment)
+    new = load_settings(environ)
+    credentials, project = await anyio.to_thread.run_sync(load_credentials, new.fcm_credentials, new.fcm_project)
+    old = parts.settings
+    changed = [each.name for each in fields(new) if getattr(new, each.name) != getattr(old, each.name)]
+    at_once = {name: getattr(new, name) for name in changed if PREFIX + name.upper() in RELOADABLE}
+    parts.settings = replace(old, **at_once)
+    _lend_to_libraries(environ)
+    configure(new.log_level)
+    parts.pacing.set_max_rate(time.monotonic(), new.max_rate)
+    parts.worker.set_poll_interval(new.poll_interval)
+    waiting = {PREFIX + name.upper() for name in changed} - set(RELOADABLE)
+    if project == parts.project:
+        try:
+            await parts.oauth.adopt(credentials)
+        except NoOAuthToken as error:
+            log.error("oauth_refresh_failed", reason=error.reason)
+    else:
+        waiting.add(FCM_PROJECT.name)
+    for name in sorted(at_once):
+        log.info("setting_changed", setting=PREFIX + name.upper())
+    for name in sorted(waiting):
+        log.warning("setting_needs_restart", setting=name)
+    log.info("reloaded", count=len(at_once))

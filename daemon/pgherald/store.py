@@ -11,6 +11,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, LiteralString
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 
+from pgherald.errors import ConfigError
 from pgherald.model import (
     Device,
     DeviceId,
@@ -61,6 +63,23 @@ PASSING_ERRORS: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 
 #: Whatever the database can answer with.
 STORE_ERRORS: Final = (psycopg.Error,)
+
+
+#: Seconds within which a NOTIFY must come back to a session that stands behind a pooler.
+_PROOF_PATIENCE: Final = 2.0
+
+#: Seconds until a pooler that gave no session is asked again.
+_POOLER_PATIENCE: Final = 60.0
+
+
+SCHEMA_BROKE: Final = (
+    "the schema in the database was migrated to a version that this program does not know and that breaks it: "
+    "upgrade pgherald"
+)
+
+
+class SchemaBroke(ConfigError):
+    """A migration that this program does not know, and that says it breaks such programs, is in the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +168,11 @@ _CLAIM_COLUMNS: Final = (
     "devices"
 )
 
-_CLAIM: Final[LiteralString] = f"select {_CLAIM_COLUMNS} from herald.claim(%s, %s, %s)"
+# The version is read in the claim's own snapshot: after a breaking migration has committed, nothing is claimed.
+_CLAIM: Final[LiteralString] = (
+    f"select {_CLAIM_COLUMNS}, v.breaking from herald.schema_version(%s) as v "
+    "left join lateral herald.claim(%s, case when v.breaking then 0 else %s end, %s) as c on true"
+)
 _CLAIM_PROMPTS: Final[LiteralString] = f"select {_CLAIM_COLUMNS} from herald.claim_prompts(%s, %s, %s)"
 _SETTLE: Final = (
     "select prompt_id, applied, status from herald.settle(%s::uuid[], %s::bigint[], %s::text[], %s::text[], "
@@ -159,18 +182,20 @@ _REVOKE: Final = "select device_id, reason from herald.revoke_devices(%s::uuid[]
 _RUN_COLUMNS: Final = "scenario_id, candidates, prompts, suppressed, extract(epoch from duration)::float8, error"
 
 
-def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
-    set_json_loads(orjson.loads, connection)
-
-
 class Store:
     """The functions of schema `herald`, over a small pool. Use as an async context manager."""
 
-    def __init__(self, conninfo: str, *, pooled: bool = False, size: int = 4) -> None:
-        """`pooled`: the connection goes through a pooler such as pgbouncer, so nothing is prepared in the session."""
+    def __init__(self, conninfo: str, *, program: int = 2**31 - 1, size: int = 4) -> None:
+        """`program`: the schema version that the caller was made for; a newer one that breaks it lets it claim nothing.
+
+        A pooler such as pgbouncer may stand in between: then nothing is prepared in the session.
+        """
+        self._program = program
 
         async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
-            _configure(connection)
+            set_json_loads(orjson.loads, connection)
+            if await _is_pooled(connection):
+                connection.prepare_threshold = None
 
         self._pool = AsyncConnectionPool(
             make_conninfo(conninfo, application_name="pgherald", **KEEPALIVES),
@@ -182,7 +207,7 @@ class Store:
             max_idle=300.0,
             reconnect_timeout=30.0,
             name="pgherald",
-            kwargs={"autocommit": True, "prepare_threshold": None if pooled else 2},
+            kwargs={"autocommit": True, "prepare_threshold": 2},
         )
 
     async def __aenter__(self) -> Store:
@@ -193,8 +218,8 @@ class Store:
         await self._pool.close(timeout=5.0)
 
     async def claim(self, owner: str, limit: int, lease: timedelta) -> Claimed:
-        """Claim up to `limit` ready prompts; committed when this returns."""
-        return await self._claim(_CLAIM, (owner, limit, lease))
+        """Claim up to `limit` ready prompts; committed when this returns. Raises SchemaBroke."""
+        return await self._claim(_CLAIM, (self._program, owner, limit, lease))
 
     async def claim_prompts(self, owner: str, prompts: Sequence[PromptId], lease: timedelta) -> Claimed:
         """Claim these prompts, as far as they are ready."""
@@ -205,10 +230,24 @@ class Store:
         async with self._pool.connection() as connection:
             cursor = await connection.execute(statement, parameters, binary=True)
             rows = await cursor.fetchall()
+        if statement is _CLAIM:
+            if rows[0][-1]:
+                raise SchemaBroke(SCHEMA_BROKE)
+            rows = [row for row in rows if row[0] is not None]
         return Claimed(
             tuple(_prompt(row, before) for row in rows if row[1] == "send"),
             tuple(Decided(row[0], row[6], row[1], row[2]) for row in rows if row[1] != "send"),
         )
+
+    async def is_broken(self) -> bool:
+        """Whether the schema has a migration that breaks this program, as far as the database can be asked."""
+        try:
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute("select breaking from herald.schema_version(%s)", (self._program,))
+                row = await cursor.fetchone()
+        except STORE_ERRORS:
+            return False
+        return row is not None and bool(row[0])
 
     async def settle(
         self, settlements: Sequence[Settlement], revoked: Sequence[Revoked] = ()
@@ -349,6 +388,7 @@ class Locks:
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._turn = anyio.Lock()
         self._held: set[tuple[int, int]] = set()
+        self._pooled_until = 0.0
 
     async def aclose(self) -> None:
         """Let all go."""
@@ -381,10 +421,13 @@ class Locks:
         return None if row is None else int(row[0])
 
     async def lead(self) -> bool:
-        """Become, or stay, the one daemon that runs the schedule."""
-        return await self._take(SCHEDULER)
+        """Become, or stay, the one daemon that runs the schedule. Behind a pooler that gives no session each runs it:
+        runs may overlap, and a lock would stay behind in the pooler when this daemon dies."""
+        return await self._take(SCHEDULER) or self._is_behind_pooler()
 
     async def _take(self, lock: tuple[int, int]) -> bool:
+        if self._is_behind_pooler():
+            return False
         async with self._turn:
             try:
                 connection = await self._session()
@@ -405,7 +448,13 @@ class Locks:
         if self._connection is None or self._connection.closed:
             self._held.clear()
             self._connection = await _connect(self._conninfo, "pgherald locks")
+            if not await _has_session(self._connection, self._conninfo):
+                self._pooled_until = time.monotonic() + _POOLER_PATIENCE
+                raise NoSession("a pooler in between gives no session")
         return self._connection
+
+    def _is_behind_pooler(self) -> bool:
+        return time.monotonic() < self._pooled_until
 
     async def _lose(self) -> None:
         connection, self._connection = self._connection, None
@@ -415,7 +464,11 @@ class Locks:
 
 
 class NotListening(psycopg.OperationalError):
-    """The session answers, but LISTEN is not in force: a pooler in transaction mode stands in between."""
+    """The session answers, but LISTEN is not in force."""
+
+
+class NoSession(NotListening):
+    """A pooler stands in between that gives no session, such as pgbouncer in transaction mode."""
 
 
 class Ear:
@@ -431,6 +484,8 @@ class Ear:
         """Connect and LISTEN."""
         connection = await _connect(conninfo, "pgherald listener")
         try:
+            if not await _has_session(connection, conninfo):
+                raise NoSession("a pooler in between gives no session")
             await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
             yield cls(connection, channel)
         finally:
@@ -457,6 +512,29 @@ class Ear:
         if row is None or not row[0]:
             raise NotListening("LISTEN is not in force in this session")
         return False
+
+
+async def _is_pooled(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether something stands in between that hands out server connections: the backend is not who said hello."""
+    cursor = await connection.execute("select pg_catalog.pg_backend_pid()")
+    row = await cursor.fetchone()
+    return row is None or row[0] != connection.info.backend_pid
+
+
+async def _has_session(connection: psycopg.AsyncConnection[Any], conninfo: str) -> bool:
+    """Whether this connection keeps one backend to itself, so that LISTEN and advisory locks of it hold.
+
+    Behind a pooler that is proven by a NOTIFY of another connection, which in transaction mode is never passed on.
+    """
+    if not await _is_pooled(connection):
+        return True
+    channel = f"herald_proof_{token_hex(8)}"
+    await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+    async with await _connect(conninfo, "pgherald proof") as other:
+        await other.execute("select pg_catalog.pg_notify(%s, '')", (channel,))
+    heard = [each async for each in connection.notifies(timeout=_PROOF_PATIENCE, stop_after=1)]
+    await connection.execute(sql.SQL("unlisten {}").format(sql.Identifier(channel)))
+    return bool(heard)
 
 
 async def _connect(conninfo: str, name: str) -> psycopg.AsyncConnection[Any]:

@@ -8,6 +8,7 @@ goes on polling, ever more slowly, until every transaction that may have seen it
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -18,10 +19,10 @@ import anyio.abc
 from pgherald.backoff import reconnect_delay
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
-from pgherald.store import STORE_ERRORS
+from pgherald.store import SCHEMA_BROKE, STORE_ERRORS, SchemaBroke
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
     from pgherald.exporter import Health
@@ -41,6 +42,9 @@ FIRST_DOZE: Final = 0.02
 
 CLAIM_MAX: Final = 500
 """Prompts claimed in one transaction at most."""
+
+HANG_SECONDS: Final = 10.0
+"""Beyond the time that it meant to wait, the worker may be late by this before it is taken to hang."""
 
 
 class Worker:
@@ -75,12 +79,32 @@ class Worker:
         self._poll_interval = poll_interval
         self._rng = rng or Random()
         self._stopping = False
+        self._moves_by = float("inf")
+        self.refusal: SchemaBroke | None = None  # set when it stopped because it cannot work with the schema any more
         self.drained = anyio.Event()  # set once there was nothing left to do for the first time
 
     def stop(self) -> None:
         """Claim nothing more; what is under way goes on."""
         self._stopping = True
         self._bell.ring(Wakeup.NOTIFY)
+
+    def set_poll_interval(self, seconds: float) -> None:
+        """From the next wait on."""
+        self._poll_interval = seconds
+        self._bell.ring(Wakeup.POLL)
+
+    def hangs(self, now: float) -> bool:
+        """Whether at this moment of time.monotonic() it should have moved on long ago. For an answer of the database it
+        may wait as long as it takes: that is never its own fault."""
+        return now > self._moves_by
+
+    @contextmanager
+    def _moving_within(self, seconds: float) -> Iterator[None]:
+        self._moves_by = time.monotonic() + seconds + HANG_SECONDS
+        try:
+            yield
+        finally:
+            self._moves_by = float("inf")
 
     async def run(self) -> None:
         """Work until `stop`; returns when all that was claimed is settled or owed."""
@@ -97,12 +121,25 @@ class Worker:
                     else:
                         self.drained.set()
                         await self._rest(waiting)
+                except SchemaBroke as error:
+                    self._refuse(error)
                 except (*STORE_ERRORS, TimeoutError) as error:
+                    # A function that is gone may mean that the schema has moved on.
+                    if await self._store.is_broken():
+                        self._refuse(SchemaBroke(SCHEMA_BROKE))
+                        continue
                     failures += 1
                     self._health.set_unready("database_away")
                     if failures in (1, 5) or failures % 30 == 0:
                         log.warning("database_away", failures=failures, exception=describe_exception(error))
-                    await self._bell.wait(reconnect_delay(failures, self._rng))
+                    with self._moving_within(delay := reconnect_delay(failures, self._rng)):
+                        await self._bell.wait(delay)
+
+    def _refuse(self, error: SchemaBroke) -> None:
+        """Claim nothing more, as for `stop`."""
+        log.critical("schema_broke")
+        self.refusal = error
+        self._stopping = True
 
     async def _turn(self, batches: anyio.abc.TaskGroup) -> bool:
         """Evaluate and claim once; True if as much was claimed as could be, so that there is surely more."""
@@ -111,7 +148,9 @@ class Worker:
                 log.error("evaluation_failed", scenario_id=run.scenario_id, source="touched")
         if self._stopping or not self._may_claim():
             return False
-        wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
+        # A slot is taken until its send is answered or given up, which the lease bounds.
+        with self._moving_within(self._config.lease.total_seconds() + self._config.send_deadline):
+            wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
         allowed = self._pacing.allowance(time.monotonic(), wanted)
         if allowed == 0:
             return False
@@ -147,7 +186,8 @@ class Worker:
             awaited = horizon is not None and waiting.oldest_running < horizon
             patience = min(self._poll_interval, doze) if awaited else self._poll_interval
             wait = min(patience, self._until_due(waiting))
-            source = await self._bell.wait(wait)
+            with self._moving_within(wait):
+                source = await self._bell.wait(wait)
             if source is not Wakeup.POLL or wait >= self._poll_interval:
                 self._metrics.wakeups_total.inc(source)
                 return

@@ -177,7 +177,7 @@ def has_no_pulse() -> None:
 def pings_from_a_thread() -> None:
     """The watchdog is fed by a thread of its own, which goes on whatever the event loop does."""
 
-    async def feed(notifier: Any, environ: Any) -> None:
+    async def feed(notifier: Any, environ: Any, *_: Any) -> None:
         def for_ever() -> None:
             while True:
                 notifier.watchdog()
