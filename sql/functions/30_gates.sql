@@ -116,12 +116,17 @@ as $$
 begin
   return query
   with candidate as materialized (
-    select distinct on (u.user_id, u.activity_ref) u.user_id, u.activity_ref, u.due_at
-    from unnest(p_candidates) as u
-    order by u.user_id, u.activity_ref, u.due_at desc
-  ), holding as materialized (
-    select distinct h.user_id, h.activity_ref
-    from herald.still_due(p_scenario, p_candidates, p_now) as h
+    -- one hash instead of a join, whose cost a generic plan cannot foresee
+    select u.user_id, u.activity_ref, max(u.due_at) as due_at, bool_or(u.holds) as holds
+    from (
+      select c.user_id, c.activity_ref, c.due_at, false as holds
+      from unnest(p_candidates) as c
+      union all
+      select h.user_id, h.activity_ref, null, true
+      from herald.still_due(p_scenario, p_candidates, p_now) as h
+    ) as u
+    group by u.user_id, u.activity_ref
+    having max(u.due_at) is not null
   ), checked as (
     select
       c.user_id,
@@ -135,7 +140,7 @@ begin
           select from herald.opt_out as o
           where o.user_id = c.user_id and (o.scenario_type = p_scenario.scenario_type or o.scenario_type is null)
         ) then 'opted_out'
-        when h.user_id is null then 'no_longer_due'
+        when not c.holds then 'no_longer_due'
         when exists (
           select from herald.prompt as p
           where p.user_id = c.user_id and p.scenario_id = p_scenario.scenario_id and p.activity_ref = c.activity_ref
@@ -170,7 +175,6 @@ begin
         ) then 'no_device_token'
       end as stopped_by
     from candidate as c
-    left join holding as h on h.user_id = c.user_id and h.activity_ref = c.activity_ref
     left join herald.source_recipient as r on r.user_id = c.user_id
     cross join herald.setting as g
     where r.user_id is null
