@@ -159,9 +159,14 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if to_regclass('cron.job') is null or not has_schema_privilege('cron', 'USAGE') or not has_table_privilege('cron.job', 'SELECT')
-    or to_regclass('cron.job_run_details') is null or not has_table_privilege('cron.job_run_details', 'SELECT')
-  then
+  -- By oid: a name in a schema that one may not use is an error.
+  if (
+    select count(*)
+    from pg_class as c
+    join pg_namespace as n on n.oid = c.relnamespace
+    where n.nspname = 'cron' and c.relname in ('job', 'job_run_details')
+      and has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT')
+  ) < 2 then
     return;
   end if;
   return query execute $q$

@@ -1,0 +1,461 @@
+"""sql/checks: nothing to say about a healthy database; for each thing that can go wrong, the problem and its remedy.
+
+Where the remedy is SQL it is run as it stands, and must mend what it is for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from pgherald import schema
+from tests.support import two_chapters as world
+from tests.support.postgres import DAEMON_LOGIN, MIGRATOR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+
+    from tests.support.postgres import Database, Server
+
+CHECKS: Final = dict(schema.checks())
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong, and what the check must say. `mend`: what to run where the remedy is not plain SQL."""
+
+    def __str__(self) -> str:
+        return f"{self.check} {self.break_[:40]}"
+
+    check: str
+    break_: str
+    problem: str
+    mend: str | None = None
+    as_owner: bool = False
+
+
+FAULTS: Final = (
+    Fault(
+        "10_unpinned_definer",
+        "alter function herald.ring() reset search_path",
+        r"SECURITY DEFINER function herald.ring\(\) does not pin its search path",
+    ),
+    Fault(
+        "10_unpinned_definer",
+        "alter function herald.ring() set search_path = ''",
+        r"SECURITY DEFINER function herald.ring\(\) does not pin its search path",
+    ),
+    Fault(
+        "11_public_execute",
+        "grant execute on function herald.run to public",
+        r"herald.run(.*) may be called by public",
+    ),
+    Fault(
+        "11_public_execute",
+        "create function herald.fresh() returns int language sql return 1;"
+        "grant execute on function herald.fresh to anon",
+        r"herald.fresh\(\) may be called by anon",
+        as_owner=True,
+    ),
+    Fault(
+        "12_row_security",
+        "alter table herald.prompt disable row level security",
+        "row-level security on herald.prompt is off",
+    ),
+    Fault(
+        "12_row_security",
+        "alter table herald.prompt no force row level security",
+        "row-level security on herald.prompt is not forced",
+    ),
+    Fault(
+        "13_missing_policy",
+        "drop policy owner_all on herald.device_token",
+        "no policy lets herald_owner work on herald.device_token",
+    ),
+    Fault(
+        "13_missing_policy",
+        "drop policy coordinator_update on herald.scenario",
+        "policy coordinator_update on herald.scenario is missing",
+        mend="migrate",
+    ),
+    Fault(
+        "14_missing_grant",
+        "revoke execute on function herald.claim from herald_daemon",
+        r"role herald_daemon may not call herald.claim\(.*\)",
+    ),
+    Fault(
+        "14_missing_grant",
+        "revoke usage on schema herald from authenticated",
+        "role authenticated may not use schema herald",
+    ),
+    Fault(
+        "14_missing_grant",
+        "revoke select on herald.scenario from authenticated",
+        "role authenticated lacks select on herald.scenario",
+    ),
+    Fault(
+        "14_missing_grant",
+        "revoke update (mode, params) on herald.scenario from authenticated",
+        r"role authenticated lacks update \(params, mode\) on herald.scenario",
+    ),
+    Fault(
+        "15_excess_grant",
+        "grant select on herald.device_token to authenticated",
+        "role authenticated has select on herald.device_token",
+    ),
+    Fault(
+        "15_excess_grant",
+        "grant update (evaluated_through) on herald.scenario to authenticated",
+        r"role authenticated has update on herald.scenario \(evaluated_through\)",
+    ),
+    Fault("15_excess_grant", "grant all on herald.prompt to public", "role public has delete on herald.prompt"),
+    Fault(
+        "17_evaluator",
+        "create function app.due_x(herald.scenario, tstzrange, uuid[]) returns setof herald.candidate "
+        "language sql stable as 'select null::herald.candidate'; alter function app.due_x owner to pg_monitor;"
+        """select herald.register_scenario_type('x', 'app.due_x', '{"en": "Send"}', '{}')""",
+        r"evaluator of scenario type x, app.due_x\(.*\), belongs to pg_monitor, who could act as herald_owner.*",
+    ),
+    Fault(
+        "17_evaluator",
+        "update herald.scenario_type set why = 'app.gone' where scenario_type = 'expiry'",
+        "why of scenario type expiry, app.gone, does not exist",
+        mend="migrate",
+    ),
+    Fault(
+        "20_function_drift",
+        "create or replace function herald.in_canary(p_scenario uuid, p_user uuid, p_percent integer) returns boolean "
+        "language sql immutable return true",
+        r"function herald.in_canary\(uuid,uuid,integer\) is not the one that migrate left",
+        mend="migrate",
+        as_owner=True,
+    ),
+    Fault(
+        "20_function_drift",
+        "drop function herald.mark_opened",
+        r"function herald.mark_opened\(uuid\) is missing",
+        mend="migrate",
+    ),
+    Fault(
+        "21_missing_comment",
+        "comment on table herald.prompt is null",
+        "table herald.prompt has no comment",
+        mend="comment on table herald.prompt is 'x'",
+    ),
+    Fault(
+        "21_missing_comment",
+        "comment on function herald.claim is null",
+        r"function herald.claim\(.*\) has no comment",
+        mend="comment on function herald.claim is 'x'",
+    ),
+    Fault(
+        "22_unindexed_foreign_key",
+        "drop index herald.prompt_scenario",
+        "foreign key prompt_scenario_id_fkey on herald.prompt has no index",
+    ),
+    Fault(
+        "23_invalid_index",
+        "update pg_index set indisvalid = false where indexrelid = 'herald.prompt_ready'::regclass",
+        "index herald.prompt_ready on herald.prompt is not valid",
+    ),
+    Fault(
+        "23_invalid_index",
+        "update pg_index set indisvalid = false where indexrelid = 'app.activity_occurred'::regclass",
+        "index app.activity_occurred on app.activity is not valid",
+    ),
+    Fault(
+        "24_disabled_trigger",
+        "alter table app.activity disable trigger herald_touch_update",
+        "trigger herald_touch_update on app.activity is disabled",
+    ),
+    Fault(
+        "24_disabled_trigger",
+        "alter table herald.scenario disable trigger check_scenario",
+        "trigger check_scenario on herald.scenario is disabled",
+    ),
+    Fault(
+        "25_missing_trigger",
+        "drop trigger herald_touch_delete on app.activity",
+        "table app.activity is watched, but has no trigger herald_touch_delete",
+    ),
+    Fault(
+        "25_missing_trigger",
+        "select herald.unwatch('app.activity')",
+        "no table that herald.source_activity reads is watched: its changes wait for the scheduled run",
+    ),
+    Fault(
+        "25_missing_trigger",
+        "drop trigger check_scenario on herald.scenario",
+        "trigger check_scenario on herald.scenario is missing: scenarios are not validated",
+        mend="migrate",
+    ),
+    Fault(
+        "30_source_undefined",
+        "create or replace view herald.source_recipient as "
+        "select null::uuid as user_id, null::uuid as organisation_id, null::uuid as chapter_id, null::text as locale, null::text as time_zone, null::boolean as is_active, "
+        "null::timestamptz as registered_at where false",
+        "view herald.source_recipient is still the empty one that migrate made",
+        mend="migrate",
+    ),
+    Fault(
+        "31_source_rights",
+        "revoke select on app.activity from herald_owner",
+        "herald.source_activity cannot read app.activity: herald_owner has no right to",
+    ),
+    Fault(
+        "31_source_rights",
+        "revoke select on app.activity from herald_owner;"
+        "grant select (id, user_id, flags) on app.activity to herald_owner",
+        "herald.source_activity cannot read app.activity: herald_owner has no right to",
+    ),
+    Fault(
+        "32_source_row_security",
+        "alter table app.activity enable row level security",
+        "row-level security on app.activity hides rows from herald_owner, and so from herald.source_activity",
+    ),
+    Fault(
+        "32_source_row_security",
+        "alter table app.peer_mentor enable row level security;"
+        "create policy own on app.peer_mentor using (user_id = herald.jwt_user_id())",
+        "row-level security on app.peer_mentor hides rows from herald_owner, and so from herald.source_recipient",
+    ),
+    Fault(
+        "33_unknown_time_zone",
+        f"update app.peer_mentor set time_zone = 'Mars/Phobos' where user_id = '{world.A1}'",
+        'time zone "Mars/Phobos" of one person is not known',
+        mend="update app.peer_mentor set time_zone = 'UTC+2'",
+    ),
+    Fault(
+        "41_stale_evaluation",
+        "delete from herald.evaluation_run",
+        "no scheduled run since .*: neither pg_cron nor a daemon evaluates",
+        mend="select * from herald.evaluate()",
+    ),
+    Fault(
+        "42_failing_scenario",
+        "insert into herald.evaluation_run "
+        "(scenario_id, source, started_at, evaluated, candidates, prompts, error, duration) "
+        f"values ('{world.SCENARIO_A}', 'touched', now(), '(2026-06-01,2026-06-02]', 0, 0, '22P02: secret', '1 s')",
+        rf'the last run of scenario "quiet" \({world.SCENARIO_A}\), at .*, failed with SQLSTATE 22P02',
+        mend="select * from herald.evaluate()",
+    ),
+    Fault(
+        "43_held_scenario",
+        f"update herald.scenario set held_at = now() where scenario_id = '{world.SCENARIO_A}'",
+        rf'scenario "quiet" \({world.SCENARIO_A}\) is held since .*: a run would exceed its max_prompts_per_run',
+        mend="update herald.scenario set held_at = null",
+    ),
+    Fault(
+        "44_stuck_prompts",
+        "update herald.prompt set status = 'sending', owner = 'gone', claimed_at = now() - interval '1 hour', "
+        "deadline = now() - interval '1 hour', settled_at = null where activity_ref = 'registered'",
+        r"2 prompts are in sending since .* \(owner gone\), and no daemon sweeps them",
+        mend="select * from herald.sweep(interval '10 minutes')",
+    ),
+)
+
+
+def found(connection: psycopg.Connection, check: str) -> list[tuple[str, str]]:
+    return connection.execute(CHECKS[check]).fetchall()
+
+
+def all_found(connection: psycopg.Connection) -> dict[str, list[tuple[str, str]]]:
+    return {check: rows for check in CHECKS if (rows := found(connection, check))}
+
+
+@pytest.fixture(scope="module")
+def populated(server: Server) -> Iterator[psycopg.Connection]:
+    with server.database() as database:
+        yield healthy(database)
+
+
+def healthy(database: Database) -> psycopg.Connection:
+    db = database.connect()
+    world.populate(db)
+    db.execute("select * from herald.evaluate()")
+    return db
+
+
+@pytest.mark.parametrize("role", ["postgres", MIGRATOR, DAEMON_LOGIN, "herald_reader"])
+def test_a_healthy_database_has_nothing_to_say_to_any_operator(database: Database, role: str) -> None:
+    healthy(database)
+    connection = database.connect(role)
+    for check, query in CHECKS.items():
+        cursor = connection.execute(query)
+        assert [c.name for c in cursor.description or []] == ["problem", "remedy"]
+        assert cursor.fetchall() == [], check
+
+
+def test_a_database_with_a_plain_migration_lacks_its_sources_only(empty_database: Database) -> None:
+    schema.migrate(empty_database.migrator_dsn)
+    assert set(all_found(empty_database.connect())) == {"30_source_undefined"}
+
+
+def test_every_check_is_one_query_with_a_word_on_what_it_is_for() -> None:
+    folder = resources.files("pgherald") / "sql" / "checks"
+    for file in folder.iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert re.fullmatch(r"\d\d_[a-z_]+\.sql", file.name)
+        assert text.startswith("-- ")
+        assert re.findall(r";$", text, re.MULTILINE) == [";"]
+        assert text.endswith(";\n")
+
+
+def told(db: psycopg.Connection, fault: Fault) -> list[str]:
+    """The remedies that the check offers for a fault, this one's first."""
+    if fault.as_owner:
+        db.execute("set role herald_owner")
+    db.execute(fault.break_)
+    db.execute("reset role")
+    rows = found(db, fault.check)
+    first = [remedy for problem, remedy in rows if re.fullmatch(fault.problem, problem)]
+    assert first, rows
+    return first[:1] + [remedy for _, remedy in rows if remedy != first[0]]
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f.mend != "migrate" and "index" not in f.check], ids=str)
+def test_each_fault_is_told_with_a_remedy_that_mends_it(populated: psycopg.Connection, fault: Fault) -> None:
+    with populated.transaction(force_rollback=True):
+        for remedy in told(populated, fault):
+            populated.execute(fault.mend or remedy)
+        assert found(populated, fault.check) == []
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if "index" in f.check], ids=str)
+def test_each_fault_of_an_index_is_mended_without_locking_the_table(database: Database, fault: Fault) -> None:
+    db = healthy(database)
+    for remedy in told(db, fault):
+        assert " concurrently " in remedy
+        db.execute(remedy)
+    assert found(db, fault.check) == []
+
+
+def test_what_migrate_mends_is_sent_to_migrate(database: Database) -> None:
+    db = healthy(database)
+    faults = [f for f in FAULTS if f.mend == "migrate"]
+    for fault in faults:
+        first = told(db, fault)[0]
+        assert "pgherald migrate" in first or "register_scenario_type" in first or "create or replace view" in first
+    schema.migrate(database.migrator_dsn, with_reference=True)
+    assert {fault.check: found(db, fault.check) for fault in faults} == {fault.check: [] for fault in faults}
+
+
+def test_every_check_has_a_fault_that_it_finds() -> None:
+    elsewhere = {"16_role_rights", "40_cron_job"}  # see test_roles.py, and below
+    assert {fault.check for fault in FAULTS} | elsewhere == set(CHECKS)
+
+
+def test_views_in_between_are_followed_to_the_tables_with_the_right_owners_rights(database: Database) -> None:
+    db = healthy(database)
+    db.execute(
+        """
+        create role between_owner nologin;
+        create view app.between as select * from app.activity;
+        grant usage on schema app to between_owner;
+        alter view app.between owner to between_owner;
+        grant select on app.between to herald_owner;
+        create or replace view herald.source_activity as
+        select a.id::text as activity_id, a.user_id, a.activity_type, a.occurred_at, a.flags from app.between as a;
+        """
+    )
+    try:
+        assert found(db, "31_source_rights") == [
+            (
+                "herald.source_activity cannot read app.activity: between_owner has no right to",
+                "grant select on app.activity to between_owner",
+            )
+        ]
+        db.execute("alter view app.between set (security_invoker = true)")
+        assert found(db, "31_source_rights") == []
+        assert found(db, "25_missing_trigger") == []
+    finally:
+        db.execute("drop owned by between_owner cascade; drop role between_owner")
+
+
+def test_a_restrictive_policy_that_hides_rows_is_told(database: Database) -> None:
+    db = healthy(database)
+    db.execute(
+        "alter table app.activity enable row level security;"
+        "create policy herald_reads on app.activity for select to herald_owner using (true);"
+        "create policy recent on app.activity as restrictive using (occurred_at > now() - interval '1 year')"
+    )
+    assert len(found(db, "32_source_row_security")) == 1
+
+
+def test_pg_cron_jobs_that_are_gone_inactive_doubled_or_failing_are_told(cron_database: Database) -> None:
+    db = healthy(cron_database)
+    check = "40_cron_job"
+    assert [problem for problem, _ in found(db, check)] == [
+        "pg_cron is installed, but has no job herald-evaluate",
+        "pg_cron is installed, but has no job herald-maintain",
+    ]
+    schema.migrate(cron_database.migrator_dsn)
+    assert found(db, check) == []
+    for role in (MIGRATOR, DAEMON_LOGIN, "herald_reader"):
+        assert found(cron_database.connect(role), check) == [], "what a role may not see is not missing"
+    db.execute("update cron.job set active = false where jobname = 'herald-maintain'")
+    assert found(db, check) == [
+        (
+            f"pg_cron job herald-maintain of {MIGRATOR} is not active",
+            f"as {MIGRATOR}: select cron.unschedule('herald-maintain'), then pgherald migrate",
+        )
+    ]
+    cron_database.connect(MIGRATOR).execute("select cron.unschedule('herald-maintain')")
+    schema.migrate(cron_database.migrator_dsn)
+    assert found(db, check) == []
+    db.execute(
+        "insert into cron.job_run_details "
+        "(jobid, database, username, command, status, return_message, start_time, end_time, runid) "
+        "select jobid, database, username, command, 'failed', 'secret', now(), now(), 1000000 from cron.job "
+        "where jobname = 'herald-evaluate'"
+    )
+    ((problem, _),) = found(db, check)
+    assert re.fullmatch(f"the last run of pg_cron job herald-evaluate of {MIGRATOR} failed, at .*", problem)
+    db.execute("delete from cron.job_run_details")
+    db.execute("select cron.schedule('herald-evaluate', '* * * * *', 'select herald.evaluate()')")
+    ((problem, remedy),) = found(db, check)
+    assert problem == f"pg_cron job herald-evaluate is scheduled 2 times, by {MIGRATOR}, postgres"
+    db.execute(remedy)
+    assert found(db, check) == []
+
+
+def test_no_check_tells_a_name_a_token_or_a_text_of_an_error(database: Database) -> None:
+    db = healthy(database)
+    for fault in FAULTS:
+        if fault.check in ("33_unknown_time_zone", "41_stale_evaluation", "42_failing_scenario", "44_stuck_prompts"):
+            db.execute(fault.break_)
+    told = repr(all_found(db))
+    assert "Mars/Phobos" in told
+    for secret in ("secret", world.TOKEN_A1, str(world.A1), str(world.B1)):
+        assert secret not in told
+
+
+def test_statistics_count_what_is_there_and_name_nobody(database: Database) -> None:
+    db = healthy(database)
+    db.execute(
+        "insert into herald.evaluation_run "
+        "(scenario_id, source, started_at, evaluated, candidates, prompts, error, duration) "
+        "values (%s, 'touched', now(), '(2026-06-01,2026-06-02]', 0, 0, '22P02: secret', '1 s')",
+        (world.SCENARIO_A,),
+    )
+    reader = database.connect("herald_reader")
+    told = ""
+    for view in ("scenario_statistics", "outbox_statistics", "delivery_statistics", "device_statistics"):
+        rows = reader.execute(f"select to_jsonb(v)::text from herald.{view} as v order by 1").fetchall()
+        assert rows, view
+        told += "".join(text for (text,) in rows)
+    assert '"last_error_code": "22P02"' in told
+    for secret in ("secret", world.TOKEN_A1, str(world.A1), str(world.B1)):
+        assert secret not in told
+    row = reader.execute(
+        "select runs, failed_runs, mode from herald.scenario_statistics where scenario_id = %s", (world.SCENARIO_A,)
+    ).fetchone()
+    assert row == (2, 1, "on")
+    assert reader.execute("select sum(devices), sum(people) from herald.device_statistics").fetchone() == (5, 5)
+    assert reader.execute("select sum(prompts) from herald.outbox_statistics where status = 'sent'").fetchone() == (2,)
