@@ -198,7 +198,8 @@ FAULTS: Final = (
     Fault(
         "30_source_undefined",
         "create or replace view herald.source_recipient as "
-        "select null::uuid as user_id, null::uuid as organisation_id, null::uuid as chapter_id, null::text as locale, null::text as time_zone, null::boolean as is_active, "
+        "select null::uuid as user_id, null::uuid as organisation_id, null::uuid as chapter_id, "
+        "null::text as locale, null::text as time_zone, null::boolean as is_active, "
         "null::timestamptz as registered_at where false",
         "view herald.source_recipient is still the empty one that migrate made",
         mend="migrate",
