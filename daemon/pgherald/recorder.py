@@ -122,7 +122,7 @@ class Recorder:
 
     async def _write_batch(self) -> None:
         """Write the queue's front; shielded, for a batch that is under way is not left to chance."""
-        batch, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
+        batch, self._queue = _take(self._queue)
         with anyio.CancelScope(shield=True):
             try:
                 await self._write(batch)
@@ -144,10 +144,13 @@ class Recorder:
             [outcome.settlement for outcome in batch], [each for outcome in batch for each in outcome.revoked]
         )
         for outcome in batch:
-            outcome.tried = outcome.written = True
+            again, outcome.tried, outcome.written = outcome.tried, True, True
             mine = settled.get(outcome.settlement.prompt_id)
-            if mine is not None and mine.applied:
+            # What is there already, though it was said to have failed: the answer to our own COMMIT was lost.
+            if mine is not None and (mine.applied or (again and mine.status == outcome.settlement.outcome)):
                 self._count(outcome, mine)
+            if outcome.entry is not None and (mine is None or mine.status is None):
+                log.critical("record_orphaned", **_details(outcome))
         for reason in gone.values():
             self._metrics.tokens_revoked_total.inc(reason)
         await self._journal.done([outcome.entry.prompt_id for outcome in batch if outcome.entry is not None])
@@ -172,6 +175,18 @@ class Recorder:
                 say("record_failed", **_details(outcome), exception=describe_exception(error))
         self._owed += batch
         self._owing.set()
+
+
+def _take(queue: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+    """The next batch, and the rest: of one prompt there is one outcome at most in a batch, the oldest first."""
+    batch: dict[PromptId, Outcome] = {}
+    rest: list[Outcome] = []
+    for outcome in queue:
+        if len(batch) < BATCH_MAX and outcome.settlement.prompt_id not in batch:
+            batch[outcome.settlement.prompt_id] = outcome
+        else:
+            rest.append(outcome)
+    return list(batch.values()), rest
 
 
 def _details(outcome: Outcome) -> dict[str, Field]:

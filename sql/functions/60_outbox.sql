@@ -18,6 +18,10 @@ set jit = off
 as $$
 #variable_conflict use_column
 begin
+  -- A claim that a crash of the server took back would be sent again.
+  if current_setting('synchronous_commit') = 'off' then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
   return query
   with picked as materialized (
     select p.prompt_id, p.user_id, p.scenario_id, p.scenario_type, p.due_at
@@ -94,10 +98,11 @@ begin
   select
     c.prompt_id, c.decision, c.gate, c.epoch, c.notification_id, c.scenario_id, c.scenario_type, c.user_id,
     c.activity_ref, c.presentation, c.title_key, c.body_key, c.priority, c.collapse_key, c.attempts,
-    c.due_at, c.expires_at, p_now, c.all_devices,
+    -- within the years that every program can read: one odd row must not keep the others back
+    greatest(c.due_at, timestamptz '0002-01-01 00:00:00+00'), least(c.expires_at, timestamptz '9998-01-01 00:00:00+00'), p_now, c.all_devices,
     case when c.decision = 'send' then coalesce((
       select jsonb_agg(jsonb_build_object('device_id', t.id, 'platform', t.platform, 'kind', t.kind, 'token', t.token,
-        'last_seen_at', t.last_seen_at) order by t.last_seen_at desc, t.id)
+        'last_seen_at', greatest(least(t.last_seen_at, timestamptz '9998-01-01 00:00:00+00'), timestamptz '0002-01-01 00:00:00+00')) order by t.last_seen_at desc, t.id)
       from herald.device_token as t
       where t.user_id = c.user_id and t.revoked_at is null
     ), '[]') end
@@ -165,7 +170,8 @@ grant execute on function herald.claim to herald_daemon;
 -- notification. Outcomes: sent, failed, skipped (error = gate), unknown, retry (ready again at p_retry_at), release (never
 -- tried: ready again at p_retry_at, as if not claimed). Idempotent: an outcome of a claim that is settled already changes
 -- nothing. A late outcome of a claim that was swept to unknown still counts; of an earlier epoch only 'sent' does,
--- for a push that was accepted must have its record.
+-- for a push that was accepted must have its record; and once it has, no later claim's outcome takes 'sent' back. An epoch
+-- above the row's is of before the database was restored. At most one outcome of a prompt in a call.
 create or replace function herald.settle(
   p_prompt uuid[], p_epoch bigint[], p_outcome text[], p_error text[], p_at timestamptz[], p_retry_at timestamptz[],
   p_device uuid[], p_message_name text[], p_now timestamptz default now()
@@ -178,13 +184,17 @@ set jit = off
 as $$
 #variable_conflict use_column
 begin
+  -- Whoever calls forgets what it knows once this is committed.
+  if current_setting('synchronous_commit') = 'off' then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
   return query
   with outcome as materialized (
     select o.*
     from unnest(p_prompt, p_epoch, p_outcome, p_error, p_at, p_retry_at, p_device, p_message_name)
       as o (prompt_id, epoch, outcome, error, at, retry_at, device_id, message_name)
   ), locked as materialized (
-    select p.prompt_id, p.epoch, p.status, p.scenario_id, p.scenario_type, p.user_id, p.attempts, p.due_at
+    select p.prompt_id, p.epoch, p.status, p.scenario_id, p.scenario_type, p.user_id, p.attempts, p.due_at, p.notification_id
     from herald.prompt as p
     where p.prompt_id = any (p_prompt)
     order by p.prompt_id
@@ -199,6 +209,8 @@ begin
       case
         when o.epoch = l.epoch and l.status = 'sending' then
           case
+            when l.epoch > 1 and o.outcome <> 'sent'
+              and exists (select from herald.scenario_notification as n where n.id = l.notification_id) then 'sent'
             when o.outcome in ('retry', 'release') then 'ready'
             when o.outcome = 'unknown' and s.on_unknown = 'resend' and l.attempts < 3
               and greatest(l.due_at, s.started_at) + s.expires_after > p_now then 'ready'
@@ -206,13 +218,14 @@ begin
           end
         when o.outcome = 'sent' and l.status in ('unknown', 'failed', 'ready', 'skipped', 'expired') then 'sent'
         -- a late owner that knows it was not sent; ready again only where no other prompt of the kind was opened since
-        when o.outcome = 'failed' and o.epoch = l.epoch and l.status = 'unknown' then 'failed'
+        when o.outcome in ('failed', 'skipped') and o.epoch = l.epoch and l.status = 'unknown' then o.outcome
         when o.outcome in ('retry', 'release') and o.epoch = l.epoch and l.status = 'unknown' then
           case when exists (
             select from herald.prompt as x
             where x.user_id = l.user_id and x.scenario_type = l.scenario_type and x.status in ('ready', 'sending')
           ) then 'failed' else 'ready' end
         when o.outcome = 'sent' and o.epoch < l.epoch and l.status = 'sending' then 'sending'
+        when o.outcome = 'sent' and o.epoch > l.epoch and l.status = 'sending' then 'sent'
       end as becomes
     from outcome as o
     join locked as l on l.prompt_id = o.prompt_id
@@ -285,7 +298,8 @@ revoke all on function herald.revoke_devices from public;
 grant execute on function herald.revoke_devices to herald_daemon;
 
 -- Claims whose owner is gone: past their deadline and the grace, whether FCM accepted is not known. With on_unknown =
--- 'resend' they go out again (a second copy replaces the first on the device), at most three times in all.
+-- 'resend' they go out again (a second copy replaces the first on the device), at most three times in all; unless an
+-- earlier copy turned out to be accepted meanwhile: then the prompt is sent.
 create or replace function herald.sweep(p_grace interval, p_now timestamptz default now())
 returns table (prompt_id uuid, scenario_type text, status text)
 language sql security definer
@@ -296,6 +310,7 @@ as $$
   with lost as materialized (
     select p.prompt_id,
       case
+        when p.epoch > 1 and exists (select from herald.scenario_notification as n where n.id = p.notification_id) then 'sent'
         when s.on_unknown = 'resend' and p.attempts < 3 and greatest(p.due_at, s.started_at) + s.expires_after > p_now then 'ready'
         else 'unknown'
       end as becomes
@@ -307,9 +322,9 @@ as $$
     for no key update of p skip locked
   ), swept as (
     update herald.prompt as p
-    set status = l.becomes, error_code = 'OWNER_LOST', owner = null, deadline = null,
+    set status = l.becomes, error_code = case when l.becomes <> 'sent' then 'OWNER_LOST' end, owner = null, deadline = null,
       not_before = case l.becomes when 'ready' then p_now else p.not_before end,
-      settled_at = case l.becomes when 'unknown' then p_now end
+      settled_at = case when l.becomes <> 'ready' then p_now end
     from lost as l
     where p.prompt_id = l.prompt_id
     returning p.prompt_id, p.scenario_id, p.scenario_type, p.user_id, p.status, p.attempts
@@ -317,9 +332,11 @@ as $$
     insert into herald.scenario_prompt_history (prompt_id, scenario_id, peer_mentor_id, dispatched_at, delivery_status, error_code, attempt)
     select s.prompt_id, s.scenario_id, s.user_id, p_now, 'unknown', 'OWNER_LOST', s.attempts
     from swept as s
+    where s.status <> 'sent'
   )
   select s.prompt_id, s.scenario_type, s.status
-  from swept as s;
+  from swept as s
+  where s.status <> 'sent';
 $$;
 comment on function herald.sweep is 'Turns claims past their deadline plus grace to unknown (or ready, with on_unknown = resend); one row each.';
 revoke all on function herald.sweep from public;

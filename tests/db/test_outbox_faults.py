@@ -1,0 +1,129 @@
+"""Claim, settle and sweep where things went wrong before: late owners, odd rows, a database that was set back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from tests.support.app import App
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from tests.support.postgres import Database
+
+
+@pytest.fixture
+def app(db: psycopg.Connection) -> App:
+    return App(db).create()
+
+
+def ready(app: App, **columns: Any) -> UUID:
+    """A prompt that may be claimed."""
+    app.scenario("milestone", {"counts": [1]}, title_key="t", body_key="b", **columns)
+    person = app.person()
+    app.db.execute("insert into app.activity (user_id, activity_type) values (%s, 'contact')", (person,))
+    app.db.execute("select herald.evaluate_touched()")
+    row = app.db.execute("select prompt_id from herald.prompt").fetchone()
+    assert row is not None
+    found: UUID = row[0]
+    return found
+
+
+def claim(db: psycopg.Connection, owner: str = "a") -> int | None:
+    row = db.execute("select epoch from herald.claim(%s, 10, '1 second') where decision = 'send'", (owner,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def settle(db: psycopg.Connection, prompt: UUID, epoch: int, outcome: str) -> tuple[bool, str | None]:
+    row = db.execute(
+        "select applied, status from herald.settle(array[%s::uuid], array[%s::bigint], array[%s], array['X'], array[now()], "
+        "array[now()], array[null::uuid], array['projects/p/messages/1'])",
+        (prompt, epoch, outcome),
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def sweep(db: psycopg.Connection) -> list[Any]:
+    return db.execute("select status from herald.sweep('0', now() + interval '1 hour')").fetchall()
+
+
+def status(db: psycopg.Connection) -> Any:
+    return db.execute(
+        "select status, (select count(*) from herald.scenario_notification) from herald.prompt"
+    ).fetchone()
+
+
+@pytest.mark.parametrize("last", ["failed", "unknown", "retry", "release", "skipped", "swept"])
+def test_once_a_copy_was_accepted_the_next_copys_outcome_does_not_take_it_back(
+    app: App, db: psycopg.Connection, last: str
+) -> None:
+    prompt = ready(app, on_unknown="resend")
+    first = claim(db)
+    assert first is not None
+    assert sweep(db) == [("ready",)]
+    db.execute("update herald.prompt set not_before = now()")
+    second = claim(db, "b")
+    assert second == first + 1
+    assert settle(db, prompt, first, "sent") == (True, "sending")
+    if last == "swept":
+        assert sweep(db) == []
+    else:
+        settle(db, prompt, second, last)
+    assert status(db) == ("sent", 1)
+
+
+def test_a_spool_that_is_ahead_of_a_restored_database_is_believed(app: App, db: psycopg.Connection) -> None:
+    prompt = ready(app)
+    epoch = claim(db)
+    assert epoch is not None
+    assert settle(db, prompt, epoch + 1, "sent") == (True, "sent")
+    assert status(db) == ("sent", 1)
+
+
+def test_a_late_owner_that_found_no_device_says_so(app: App, db: psycopg.Connection) -> None:
+    prompt = ready(app)
+    epoch = claim(db)
+    assert epoch is not None
+    assert sweep(db) == [("unknown",)]
+    assert settle(db, prompt, epoch, "skipped") == (True, "skipped")
+
+
+@pytest.mark.parametrize("statement", ["claim", "settle"])
+def test_what_others_rely_on_is_on_disk_whatever_the_database_is_set_to(
+    app: App, database: Database, db: psycopg.Connection, statement: str
+) -> None:
+    prompt = ready(app)
+    epoch = claim(db) if statement == "settle" else None
+    with database.connect("herald_daemon_login") as daemon:
+        daemon.execute("set synchronous_commit = off")
+        with daemon.transaction():
+            if epoch is None:
+                assert claim(daemon) is not None
+            else:
+                settle(daemon, prompt, epoch, "sent")
+            row = daemon.execute("show synchronous_commit").fetchone()
+        assert row == ("on",)
+        assert daemon.execute("show synchronous_commit").fetchone() == ("off",)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "update herald.prompt set due_at = '-infinity'",
+        "update herald.prompt set due_at = '4000-01-01 BC'",
+        "update herald.scenario set expires_after = '200000 years'",
+        "update herald.device_token set last_seen_at = 'infinity'",
+        "update herald.device_token set last_seen_at = '4000-01-01 BC'",
+    ],
+)
+def test_times_that_no_program_can_read_are_not_handed_out(app: App, db: psycopg.Connection, spoil: str) -> None:
+    ready(app)
+    db.execute(spoil.encode())
+    row = db.execute("select due_at, expires_at, devices from herald.claim('a', 10, '1 second')").fetchone()
+    assert row is not None
+    assert row[0].year >= 1
+    assert 1 < int(row[2][0]["last_seen_at"][:4]) < 9999
