@@ -1,0 +1,291 @@
+"""The reader of answers agrees with h11 on each one that it takes, and takes none that could be read in two ways."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import h11
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pgherald.fcm import ANSWER_MAX, NotSent, Response
+from pgherald.http1 import ADDRESS_PATIENCE, HEAD_MAX, AnswerReader, Http1Transport, NotAnAnswer
+from pgherald.model import Code
+from tests.support.posting import SECRET, post
+from tests.support.raw_server import OK, OK_BODY, Peer, raw_server
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def read(parts: Sequence[bytes], *, ends: bool = False) -> Response | Code | None:
+    """What the reader makes of these bytes; BAD_ANSWER too if it refuses them."""
+    reader = AnswerReader()
+    try:
+        for part in parts:
+            if (answer := reader.feed(part)) is not None:
+                return answer
+    except NotAnAnswer:
+        return Code.BAD_ANSWER
+    return reader.end() if ends else None
+
+
+def read_by_h11(data: bytes, *, ends: bool) -> Response | None:
+    """What h11 makes of them; None if it refuses them or wants more."""
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2 * HEAD_MAX)
+    connection.send(h11.Request(method="POST", target="/", headers=[("host", "x"), ("content-length", "0")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(data)
+    if ends:
+        connection.receive_data(b"")
+    status, headers, body = 0, {}, b""
+    try:
+        while True:
+            match connection.next_event():
+                case h11.Response() as head:
+                    status = head.status_code
+                    headers = {name.decode().lower(): value.decode("latin-1") for name, value in head.headers}
+                case h11.Data(data=chunk):
+                    body += bytes(chunk)
+                case h11.EndOfMessage():
+                    return Response(status, headers, body)
+                case h11.InformationalResponse(status_code=101):
+                    return None
+                case h11.InformationalResponse():
+                    pass
+                case _:
+                    return None
+    except h11.RemoteProtocolError:
+        return None
+
+
+def chunked(*chunks: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+GOOD: list[tuple[bytes, Response]] = [
+    (OK, Response(200, {"content-length": str(len(OK_BODY))}, OK_BODY)),
+    (b"HTTP/1.1 200\r\nContent-Length:2\r\n\r\n{}", Response(200, {"content-length": "2"}, b"{}")),
+    (b"HTTP/1.1 204 No Content\r\n\r\n", Response(204, {}, b"")),
+    (
+        b"HTTP/1.1 503 Busy\r\nRetry-After:  30 \r\ncontent-length: 0\r\n\r\n",
+        Response(503, {"retry-after": "30", "content-length": "0"}, b""),
+    ),
+    (CHUNKED + chunked(b'{"name":', b'"n"}'), Response(200, {"transfer-encoding": "chunked"}, b'{"name":"n"}')),
+    (CHUNKED + b"2;x=y\r\n{}\r\n0\r\nX-Trailer: 1\r\n\r\n", Response(200, {"transfer-encoding": "chunked"}, b"{}")),
+    (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" + OK,
+        Response(200, {"content-length": str(len(OK_BODY))}, OK_BODY),
+    ),
+    (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+        Response(200, {"content-length": "2"}, b"{}"),
+    ),
+]
+
+
+@given(st.sampled_from(GOOD), st.data())
+def test_an_answer_is_the_same_however_it_is_cut(good: tuple[bytes, Response], data: st.DataObject) -> None:
+    sent, answer = good
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
+    parts = [sent[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+    assert read(parts) == answer
+    assert read([bytes([byte]) for byte in sent]) == answer
+    assert read([sent[:-1]]) is None or answer.status == 204
+
+
+@pytest.mark.parametrize("cut", range(1, len(OK)))
+def test_a_cut_answer_is_no_answer(cut: int) -> None:
+    assert read([OK[:cut]]) is None
+    assert read([OK[:cut]], ends=True) in (Code.CONNECTION_LOST, Code.BAD_ANSWER)
+
+
+def test_an_answer_without_a_length_is_what_came_until_the_end() -> None:
+    assert read([b"HTTP/1.1 200 OK\r\n\r\n{}"], ends=True) == Response(200, {}, b"{}")
+
+
+BAD: list[bytes] = [
+    b"SSH-2.0-OpenSSH_9.2\r\n",
+    b"\x16\x03\x01\x02\x00",
+    b"HTTP/2 200\r\n\r\n",
+    b"HTTP/1.1 20x OK\r\n\r\n",
+    b"HTTP/1.1 200 OK\nContent-Length: 2\n\n{}" + b"x" * HEAD_MAX,
+    b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nNo colon here\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: 1\r\n folded\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX : 1\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n{}",
+    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (ANSWER_MAX + 1),
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"{}"),
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n" + chunked(b"{}"),
+    b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (ANSWER_MAX + 1),
+    CHUNKED + b"2\r\n{}x\r\n",
+    CHUNKED + b"-2\r\n{}\r\n",
+    CHUNKED + b"ffffffff\r\n",
+    CHUNKED + chunked(*[b"x" * 30_000] * 3),
+    CHUNKED + b"2" * 100_000,
+    CHUNKED + b"0\r\n" + b"X: y\r\n" * 10_000,
+    b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000,
+]
+
+
+@pytest.mark.parametrize("sent", BAD, ids=range(len(BAD)))
+def test_what_is_no_http_or_could_be_read_in_two_ways_is_refused(sent: bytes) -> None:
+    assert read([sent]) is Code.BAD_ANSWER
+
+
+words = st.sampled_from(
+    [
+        *(
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.0 404 Not Found\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\n",
+            b"HTTP/1.1 204 No\r\n",
+        ),
+        *(
+            b"Content-Length: 2\r\n",
+            b"content-length: 3\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"Connection: close\r\n",
+        ),
+        *(
+            b"X-Y: z\r\n",
+            b"X-Y:\tz \r\n",
+            b" folded\r\n",
+            b"\r\n",
+            b"\r",
+            b"\n",
+            b":",
+            b"0",
+            b"2\r\n",
+            b"0\r\n\r\n",
+            b"{}",
+            b"\x00",
+        ),
+        *(b"{}\r\n", OK, CHUNKED),
+    ]
+)
+streams = st.lists(words | st.binary(max_size=4), max_size=10).map(b"".join)
+
+
+@given(streams, st.booleans())
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n", False)
+@example(CHUNKED + b"2\r\n{}\r\n0\r\n\r\n", True)
+def test_whatever_answer_is_taken_h11_reads_the_same(sent: bytes, ends: bool) -> None:
+    answer = read([sent], ends=ends)
+    if isinstance(answer, Response):
+        assert read_by_h11(sent, ends=ends) == answer
+
+
+@given(st.binary(max_size=300), st.booleans())
+def test_no_bytes_make_the_reader_fail_in_another_way(sent: bytes, ends: bool) -> None:
+    read([sent], ends=ends)
+    read([b"HTTP/1.1 200 OK\r\n", sent], ends=ends)
+    read([CHUNKED, sent], ends=ends)
+
+
+@pytest.mark.parametrize(
+    ("sent", "reusable"),
+    [
+        (OK, True),
+        (OK + b"x", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: Close\r\n\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: x, close\r\n\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n", True),
+        (CHUNKED + chunked(b"{}"), True),
+    ],
+)
+def test_a_connection_is_used_again_only_if_the_server_means_to_go_on(sent: bytes, reusable: bool) -> None:
+    reader = AnswerReader()
+    assert reader.feed(sent) is not None
+    assert reader.reusable is reusable
+
+
+async def answer_all(peer: Peer) -> None:
+    while True:
+        await peer.request()
+        await peer.send(OK)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("broken", ["refusing", "mute"])
+async def test_an_address_that_does_not_answer_costs_once(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    with socket.socket() as full:
+        fillers = [socket.socket() for _ in range(4)]
+        async with raw_server(answer_all) as server, Http1Transport(1) as road:
+            full.bind(("127.0.0.2", server.port))
+            if broken == "mute":
+                full.listen(0)
+                for filler in fillers:
+                    filler.setblocking(False)
+                    filler.connect_ex(full.getsockname())
+            resolve = socket.getaddrinfo
+
+            def both(host: str, *arguments: Any, **options: Any) -> Any:
+                names = ["127.0.0.2", "127.0.0.1"] if host == "localhost" else [host]
+                return [found for name in names for found in resolve(name, *arguments, **options)]
+
+            monkeypatch.setattr(socket, "getaddrinfo", both)
+            url, took = f"http://localhost:{server.port}/", []
+            for _ in range(3):
+                begun = time.monotonic()
+                assert (await road.post(url, {"connection": "close"}, b"{}", begun + 5)).status == 200
+                took.append(time.monotonic() - begun)
+                server.peers[-1].close()
+                await server.peers[-1].closed.wait()
+            assert took[0] < ADDRESS_PATIENCE + 0.4
+            assert max(took[1:]) < 0.2
+        for filler in fillers:
+            filler.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("value", ["a\r\nX-Other: 1", "a\nb", "a\x00b", "ünicode"])
+async def test_a_header_that_would_be_another_is_not_sent(value: str) -> None:
+    async with raw_server(answer_all) as server, Http1Transport(1) as road:
+        with pytest.raises(NotSent):
+            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": value}, b"{}", time.monotonic() + 5)
+        assert server.peers == []
+
+
+@pytest.mark.anyio
+async def test_a_new_access_token_is_sent_from_then_on() -> None:
+    async with raw_server(answer_all) as server, Http1Transport(1) as road:
+        for token in ("one", "two", "two", "one"):
+            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": token}, b"{}", time.monotonic() + 5)
+        assert [line for line in bytes(server.peers[0].arrived).split(b"\r\n") if line.startswith(b"auth")] == [
+            b"authorization: one",
+            b"authorization: two",
+            b"authorization: two",
+            b"authorization: one",
+        ]
+
+
+@pytest.mark.anyio
+async def test_a_server_that_speaks_unasked_loses_the_connection() -> None:
+    async def chatty(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await peer.send(OK)
+        await peer.read()
+
+    async with raw_server(chatty) as server, Http1Transport(1) as road:
+        for _ in range(3):
+            assert (await post(road, server.port)).body == OK_BODY
+            await server.peers[-1].closed.wait()
+        assert len(server.peers) == 3
+        assert server.seen(SECRET.encode()) == 3
