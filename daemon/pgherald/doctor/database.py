@@ -501,6 +501,14 @@ def _plans(connection: psycopg.Connection) -> Iterator[Finding]:
         yield problem(part, check, f"the plans cannot be looked at ({type(error).__name__})", "pgherald migrate")
         return
     for relation, rows, types, scheduled, touched in scans:
+        if relation is None:
+            yield problem(
+                part,
+                check,
+                f"the evaluator of {types} fails before it runs",
+                "pgherald evaluate --dry-run (shows the error of each scenario)",
+            )
+            continue
         runs = " and ".join(
             word for word, is_so in (("each scheduled run", scheduled), ("each changed person", touched)) if is_so
         )
