@@ -110,11 +110,8 @@ class FcmClient:
         return await self.send(b'{"validate_only":true,' + message[1:], deadline)
 
     async def _try(self, message: bytes, deadline: float, stale: str | None) -> tuple[Answer, str]:
-        """One POST with the token that is there, or with a newer one than `stale`."""
-        token = ""
-        with anyio.move_on_after(deadline - time.monotonic()):
-            with suppress(NoOAuthToken):
-                token = await (self._oauth.token() if stale is None else self._oauth.refresh(stale))
+        """One POST with the token that is there, or with a newer one than `stale`; an empty token if there was none."""
+        token = (self._oauth.cached if stale is None else "") or await self._token(deadline, stale)
         if not token:
             return Rejected(Code.NO_OAUTH_TOKEN, transient=True), token
         headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
@@ -125,6 +122,11 @@ class FcmClient:
         except Unsure as error:
             return outcome.Unsure(error.code), token
         return outcome.classify(response.status, response.headers, response.body, datetime.now(UTC)), token
+
+    async def _token(self, deadline: float, stale: str | None) -> str:
+        with anyio.move_on_after(deadline - time.monotonic()), suppress(NoOAuthToken):
+            return await (self._oauth.token() if stale is None else self._oauth.refresh(stale))
+        return ""
 
 
 class HttpxTransport:

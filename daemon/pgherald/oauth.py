@@ -130,12 +130,15 @@ class OAuth:
         """When the token there is expires, in Unix seconds; 0 without one."""
         return self._granted.expires if self._granted is not None else 0.0
 
+    @property
+    def cached(self) -> str:
+        """The token that is there, if it is good for a while yet; else an empty string."""
+        granted = self._granted
+        return granted.token if granted is not None and time.monotonic() < granted.usable_until else ""
+
     async def token(self) -> str:
         """A token that is good for a while yet: the cached one, or else a new one. Raises NoOAuthToken."""
-        granted = self._granted
-        if granted is not None and time.monotonic() < granted.usable_until:
-            return granted.token
-        return await self._renew(granted.token if granted is not None else "")
+        return self.cached or await self._renew(self._granted.token if self._granted is not None else "")
 
     async def refresh(self, stale: str) -> str:
         """A token other than `stale`, which FCM did not take: what is there by now, or a new one. Raises NoOAuthToken.
