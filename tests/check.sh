@@ -50,8 +50,8 @@ unguarded=(
   --proc-without-search-path 'herald.maintain(p_now timestamptz,p_batch integer)'
 )
 inlined=(--ignore PS001 --ignore PS005 --ignore PS016)
-rules=(systemd/*rules*.yml systemd/*rules*.yaml)
-rule_tests=(systemd/*test*.yml systemd/*test*.yaml systemd/tests/*.yml)
+rules=(systemd/prometheus/rules.yml)
+rule_tests=(systemd/prometheus/*_test.yml)
 units=(systemd/*.service)
 
 check 'ruff format' ruff format --check .

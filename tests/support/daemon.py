@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pgherald.emulator.client import EmulatorClient
@@ -99,6 +99,7 @@ def running_daemon(
     settings: Mapping[str, str] | None = None,
     *,
     ready: bool = True,
+    arguments: Sequence[str] = (),
 ) -> Iterator[Daemon]:
     """Run a daemon with its state and log in `directory`; ready when the block begins, unless told not to wait."""
     state_dir = directory / "state"
@@ -116,7 +117,7 @@ def running_daemon(
     with log_path.open("ab") as log:
         log_start = log.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "pgherald.cli", "run"],
+            [sys.executable, "-m", "pgherald.cli", "run", *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
