@@ -313,7 +313,8 @@ class Store:
         """Whether there is work, by a few index probes."""
         async with self._pool.connection() as connection:
             cursor = await connection.execute(
-                "select touched, ready, next_not_before, oldest_running::text::bigint, now() from herald.work_waiting()"
+                "select touched, ready, least(next_not_before, now() + interval '1 day'), "
+                "oldest_running::text::bigint, now() from herald.work_waiting()"
             )
             row = await cursor.fetchone()
         assert row is not None

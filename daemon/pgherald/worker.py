@@ -40,6 +40,9 @@ TOUCHED_MAX: Final = 1000
 FIRST_DOZE: Final = 0.02
 """Seconds of the first wait after the lock was let go, while older transactions are still running; doubling."""
 
+BACK_OFF_MAX: Final = 1.0
+"""Seconds between two tries to claim what is ready and cannot be had."""
+
 CLAIM_MAX: Final = 500
 """Prompts claimed in one transaction at most."""
 
@@ -79,6 +82,7 @@ class Worker:
         self._poll_interval = poll_interval
         self._rng = rng or Random()
         self._stopping = False
+        self._fruitless = 0  # claims in a row that found nothing
         self._moves_by = float("inf")
         self.refusal: SchemaBroke | None = None  # set when it stopped because it cannot work with the schema any more
         self.drained = anyio.Event()  # set once there was nothing left to do for the first time
@@ -116,7 +120,9 @@ class Worker:
                     waiting = None if busy else await self._store.waiting()
                     failures = 0
                     self._health.clear("database_away")
-                    if waiting is None or self._has_work(waiting):
+                    if waiting is not None and self._is_kept_from(waiting):
+                        await self._back_off()
+                    elif waiting is None or self._has_work(waiting):
                         await self._locks.stay_awake()
                     else:
                         self.drained.set()
@@ -146,16 +152,19 @@ class Worker:
         for run in await self._store.evaluate_touched(TOUCHED_MAX):
             if run.error is not None:
                 log.error("evaluation_failed", scenario_id=run.scenario_id, source="touched")
-        if self._stopping or not self._may_claim():
+        if not self._may_claim():
             return False
         # A slot is taken until its send is answered or given up, which the lease bounds.
         with self._moving_within(self._config.lease.total_seconds() + self._config.send_deadline):
             wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
+        if self._stopping:
+            return False
         allowed = self._pacing.allowance(time.monotonic(), wanted)
         if allowed == 0:
             return False
         claimed = await self._store.claim(self._config.owner, allowed, self._config.lease)
         self._pacing.give_back(time.monotonic(), allowed - len(claimed.prompts))
+        self._fruitless = 0 if claimed.prompts or claimed.decided else self._fruitless + 1
         for decided in claimed.decided:
             if decided.decision in ("skipped", "expired"):
                 self._metrics.prompts_total.inc(decided.scenario_type, decided.decision)
@@ -174,6 +183,17 @@ class Worker:
 
     def _has_work(self, waiting: Waiting) -> bool:
         return waiting.touched or (waiting.ready and self._may_claim() and self._pacing.ready_in(time.monotonic()) <= 0)
+
+    def _is_kept_from(self, waiting: Waiting) -> bool:
+        """Whether what is ready cannot be had: all is paused, or somebody holds the rows. Once is no sign of it."""
+        return self._fruitless > 1 and waiting.ready and not waiting.touched and self._has_work(waiting)
+
+    async def _back_off(self) -> None:
+        """Wait for that to end, ever longer up to a second."""
+        await self._locks.fall_asleep()
+        delay = min(FIRST_DOZE * 2.0 ** min(self._fruitless - 2, 10), BACK_OFF_MAX, self._poll_interval)
+        with self._moving_within(delay):
+            await self._bell.wait(delay)
 
     async def _rest(self, waiting: Waiting) -> None:
         """Sleep until there may be work; every way out of here is followed by a look for it."""

@@ -267,7 +267,20 @@ as $$
 $$
 """
 
+CLAIMS_NOT_ON_DISK: Final = """
+do $spoil$
+declare
+  v_function regprocedure;
+begin
+  for v_function in select p.oid from pg_proc as p where p.proname in ('claim_prompts', 'settle') loop
+    execute replace(pg_get_functiondef(v_function), $$'synchronous_commit', 'on'$$, $$'synchronous_commit', 'off'$$);
+  end loop;
+end
+$spoil$
+"""
+
 SQL: Final = {
+    "claims are not on disk": CLAIMS_NOT_ON_DISK,
     "lease and reclaim": SWEEP_RECLAIMS,
     "record what was only claimed": SWEEP_RECORDS,
     "no sweep": SWEEP_NEVER,
