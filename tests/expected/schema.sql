@@ -565,7 +565,7 @@ CREATE FUNCTION herald.sentence(p_template text, p_params jsonb, p_locale text) 
     AS $$...$$;
 
 CREATE FUNCTION herald.sequential_scans(p_rows bigint DEFAULT 10000, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(scenario_type text, scenario text, run text, relation text, relation_rows bigint)
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
