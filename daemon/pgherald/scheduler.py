@@ -40,6 +40,7 @@ CRON_SILENCE: Final = timedelta(seconds=150)
 
 SWEEP_SECONDS: Final = 2.5
 MEASURE_SECONDS: Final = 5.0
+INVARIANT_SECONDS: Final = 60.0
 MAINTAIN_SECONDS: Final = 86_400.0
 
 
@@ -87,11 +88,13 @@ class Scheduler:
         self._mode = mode
         self._cron: bool | None = None
         self._last_run: int | None = None
+        self._schema_version: int | None = None
         self._last_evaluation: datetime | None = None
         self._started = time.monotonic()
         self._evaluate = _Clock(EVALUATE_SECONDS)
         self._sweep = _Clock(SWEEP_SECONDS)
         self._measure = _Clock(MEASURE_SECONDS)
+        self._check = _Clock(INVARIANT_SECONDS)
         self._maintain = _Clock(MAINTAIN_SECONDS, time.monotonic() + MAINTAIN_SECONDS / 24)
 
     async def run(self) -> NoReturn:
@@ -103,6 +106,8 @@ class Scheduler:
                     await self._sweep_lost()
                 if self._measure.strikes(now):
                     await self._take_measure()
+                if self._check.strikes(now):
+                    await self._check_invariants()
                 if await self._is_mine():
                     if self._evaluate.strikes(now):
                         await self._evaluate_all()
@@ -167,8 +172,19 @@ class Scheduler:
         for run in state.runs:
             self._count_run(run)
         self._last_run = state.last_run or 0
+        if self._schema_version not in (None, state.schema_version):
+            log.warning("schema_changed", version=str(state.schema_version))
+            self._bell.ring(Wakeup.POLL)  # the worker's next claim finds out whether it may
+        self._schema_version = state.schema_version
         self._last_evaluation = state.last_evaluation_at
         self._tell(state)
+
+    async def _check_invariants(self) -> None:
+        for invariant, violations in (await self._store.invariants()).items():
+            self._metrics.know_invariant(invariant)
+            if violations > self._metrics.invariant_violations.value(invariant):
+                log.error("invariant_violated", invariant=invariant, count=violations)
+            self._metrics.invariant_violations.set(violations, invariant)
 
     def _count_run(self, run: Mapping[str, Any]) -> None:
         scenario_type = run["scenario_type"]

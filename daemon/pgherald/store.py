@@ -339,6 +339,12 @@ class Store:
             row = await cursor.fetchone()
         return row is not None and bool(row[0])
 
+    async def invariants(self) -> dict[str, int]:
+        """Rows that must not be, by invariant; all zero is good."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute("select invariant, violations from herald.invariants()")
+            return dict(await cursor.fetchall())
+
     async def has_cron(self) -> bool:
         """Whether pg_cron lives in this database; whether it works shows in the runs."""
         async with self._pool.connection() as connection:

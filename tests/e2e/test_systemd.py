@@ -24,7 +24,7 @@ from tests.support.daemon import running_daemon, wait_for
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import psycopg
 
@@ -100,10 +100,10 @@ def managed(
     manager: Manager,
     directory: Path,
     settings_file: Path | None = None,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Daemon]:
     """A daemon started as the unit starts it, with a watchdog of a second and a half."""
-    settings = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1500000", **environment}
+    settings = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1500000", **(environment or {})}
     arguments = ("--settings-file", str(settings_file)) if settings_file else ()
     with running_daemon(database.daemon_dsn, emulator, directory, settings, ready=False, arguments=arguments) as daemon:
         yield daemon
@@ -156,7 +156,7 @@ def test_credentials_of_the_unit_are_all_it_needs(
         "PGHERALD_FCM_CREDENTIALS": "",
         "PGHERALD_DATABASE_URL": make_conninfo("", **parts),
     }
-    with managed(database, emulator, manager, tmp_path, **environment) as daemon:
+    with managed(database, emulator, manager, tmp_path, environment=environment) as daemon:
         manager.wait_for("READY=1")
         organisation.enqueue(organisation.scenario(), organisation.mentor("phone-1"))
         wait_for(lambda: len(organisation.notifications()) == 1)
@@ -286,7 +286,7 @@ def test_a_reload_takes_new_credentials(
     account = json.loads(emulator.credentials_path.read_text())
     key.write_text(json.dumps(account))
     settings = {"PGHERALD_FCM_CREDENTIALS": str(key)}
-    with managed(database, emulator, manager, tmp_path, settings_file, **settings) as daemon:
+    with managed(database, emulator, manager, tmp_path, settings_file, settings) as daemon:
         manager.wait_for("READY=1")
         key.write_text(json.dumps(account | {"private_key": "not a key"}))
         daemon.process.send_signal(signal.SIGHUP)
@@ -346,7 +346,7 @@ def test_a_start_without_a_database_is_for_systemd_to_try_again(
     database: Database, emulator: EmulatorProcess, manager: Manager, tmp_path: Path
 ) -> None:
     nowhere = {"PGHERALD_DATABASE_URL": "postgresql://herald@127.0.0.1:9/app"}
-    with managed(database, emulator, manager, tmp_path, **nowhere) as daemon:
+    with managed(database, emulator, manager, tmp_path, environment=nowhere) as daemon:
         assert daemon.process.wait(40) == 1
     assert "nothing listens there" in daemon.log
 
