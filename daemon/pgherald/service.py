@@ -38,7 +38,8 @@ from pgherald.config import (
 from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
 from pgherald.errors import ConfigError, HeraldError
 from pgherald.exporter import Health
-from pgherald.fcm import FcmClient, HttpxTransport
+from pgherald.fcm import FcmClient
+from pgherald.http1 import Http1Transport
 from pgherald.listener import Doorbell, Listener
 from pgherald.log import configure, log
 from pgherald.metrics import Metrics
@@ -129,7 +130,7 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
         stack.push_async_callback(spool.close)
         store = await stack.enter_async_context(Store(settings.database_url, program=schema.shipped_version()))
         stack.push_async_callback(locks.aclose)
-        transport = await stack.enter_async_context(HttpxTransport(settings.max_in_flight))
+        transport = await stack.enter_async_context(Http1Transport(settings.max_in_flight))
         sender = FcmClient(transport, oauth, settings.fcm_endpoint, project)
         recorder = Recorder(store, spool, metrics)
         dispatcher = PushNotificationDispatcher(sender, recorder, pacing, metrics, config)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import google.auth.transport.requests
 
-from pgherald import fcm, listener, oauth, recorder, service, spool, store
+from pgherald import fcm, http1, listener, oauth, recorder, service, spool, store
 from pgherald.config import load_settings
 from pgherald.outcome import Rejected, Unsure
 
@@ -57,14 +57,14 @@ def doubts_everything() -> None:
 
 def knows_no_deadline() -> None:
     """Time-outs are for each read and write, as in most HTTP clients, and none is for the whole."""
-    post = fcm.HttpxTransport.post
+    post = http1.Http1Transport.post
 
     async def patient(
-        self: fcm.HttpxTransport, url: str, headers: Mapping[str, str], body: bytes, deadline: float
+        self: http1.Http1Transport, url: str, headers: Mapping[str, str], body: bytes, deadline: float
     ) -> fcm.Response:
         return await post(self, url, headers, body, deadline + 3600)
 
-    fcm.HttpxTransport.post = patient  # type: ignore[method-assign]
+    http1.Http1Transport.post = patient  # type: ignore[method-assign]
 
 
 def brings_its_token() -> None:
@@ -112,7 +112,7 @@ def takes_its_word_back() -> None:
     write = recorder.Recorder._write  # noqa: SLF001
 
     async def early(self: recorder.Recorder, batch: Sequence[Outcome]) -> None:
-        await self._journal.done([each.entry.prompt_id for each in batch if each.entry is not None])  # noqa: SLF001
+        await self._journal.done([each.entry.prompt_id for each in batch if each.entry is not None])
         await write(self, batch)
 
     recorder.Recorder._write = early  # type: ignore[method-assign]  # noqa: SLF001

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import anyio
 import orjson
@@ -14,7 +14,7 @@ import pytest
 from pgherald import fcm
 from pgherald.emulator.address import Address
 from pgherald.emulator.service import Emulator
-from pgherald.fcm import FcmClient, HttpxTransport, NotSent, Response
+from pgherald.fcm import FcmClient, NotSent, Response
 from pgherald.http1 import Http1Transport
 from pgherald.model import Code
 from pgherald.oauth import NoOAuthToken, OAuth, load_credentials
@@ -23,7 +23,6 @@ from pgherald.outcome import Accepted, Answer, Effect, Rejected, TokenInvalid, U
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    Made: TypeAlias = type[Http1Transport] | type[HttpxTransport]
 
 pytestmark = pytest.mark.anyio
 
@@ -181,9 +180,7 @@ async def emulator() -> AsyncIterator[Emulator]:
         yield started
 
 
-async def sent_to(
-    emulator: Emulator, endpoint: str, transport: Http1Transport | HttpxTransport
-) -> tuple[OAuth, list[Answer]]:
+async def sent_to(emulator: Emulator, endpoint: str, transport: Http1Transport) -> tuple[OAuth, list[Answer]]:
     """Ten messages through a real transport, five at once, with credentials as the emulator gives them."""
     credentials, project = await anyio.to_thread.run_sync(load_credentials, emulator.credentials_path, None)
     oauth = OAuth(credentials)
@@ -201,19 +198,14 @@ async def sent_to(
     return oauth, answers
 
 
-both = pytest.mark.parametrize("made", [Http1Transport, HttpxTransport])
-
-
-@both
-async def test_the_emulator_accepts_what_is_sent(emulator: Emulator, made: Made) -> None:
-    oauth, answers = await sent_to(emulator, emulator.endpoint, made(4))
+async def test_the_emulator_accepts_what_is_sent(emulator: Emulator) -> None:
+    oauth, answers = await sent_to(emulator, emulator.endpoint, Http1Transport(4))
     assert len({answer.name for answer in answers if isinstance(answer, Accepted)}) == 10
     assert oauth.expiry_timestamp > time.time()
 
 
-@both
-async def test_the_emulator_accepts_what_is_sent_over_tls(emulator: Emulator, made: Made) -> None:
+async def test_the_emulator_accepts_what_is_sent_over_tls(emulator: Emulator) -> None:
     assert emulator.tls_endpoint is not None
     trusting = ssl.create_default_context(cafile=str(emulator.certificate_path))
-    _, answers = await sent_to(emulator, emulator.tls_endpoint, made(4, ssl_context=trusting))
+    _, answers = await sent_to(emulator, emulator.tls_endpoint, Http1Transport(4, ssl_context=trusting))
     assert len({answer.name for answer in answers if isinstance(answer, Accepted)}) == 10

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 import pytest
 
-from pgherald.fcm import ANSWER_MAX, CONNECTIONS_MAX, HttpxTransport, NotSent, Response, Transport, Unsure
+from pgherald.fcm import ANSWER_MAX, NotSent, Response, Transport, Unsure
 from pgherald.http1 import Http1Transport
 from pgherald.model import Code
 from tests.support.posting import MARK, SECRET, post
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    MakeRoad: TypeAlias = Callable[..., HttpxTransport | Http1Transport]
+    MakeRoad: TypeAlias = Callable[..., Http1Transport]
 
 pytestmark = pytest.mark.anyio
 
@@ -52,13 +52,12 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return certificate(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture(params=[Http1Transport, HttpxTransport])
-def transport(request: pytest.FixtureRequest) -> MakeRoad:
+@pytest.fixture
+def transport() -> MakeRoad:
     """Makes a transport; of ten connections, if nothing else is said."""
-    made: type[HttpxTransport | Http1Transport] = request.param
 
-    def make(max_connections: int = 10, **options: Any) -> HttpxTransport | Http1Transport:
-        return made(max_connections, **options)
+    def make(max_connections: int = 10, **options: Any) -> Http1Transport:
+        return Http1Transport(max_connections, **options)
 
     return make
 
@@ -237,7 +236,7 @@ async def test_a_server_that_closes_every_new_connection_is_left_alone_after_a_f
     async with raw_server(slam) as server, transport() as road:
         with pytest.raises((NotSent, Unsure)):
             await post(road, server.port)
-        assert len(server.peers) <= CONNECTIONS_MAX
+        assert len(server.peers) <= 3
         assert server.seen(MARK) == 0
 
 
