@@ -8,16 +8,19 @@ import shutil
 import sys
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from pgherald import screen
-from pgherald.config import load_settings
+from pgherald.config import load_settings, parse_environment_file
+from pgherald.errors import ConfigError
 from pgherald.screen import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pgherald.config import Settings
     from pgherald.operate import Operations
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no other name
@@ -30,6 +33,12 @@ AT: Final = "a moment such as 2026-03-01T08:00+01:00; UTC where it names no zone
 def command(commands: Commands, name: str, run: Action, brief: str, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=brief, description=text)
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    parser.add_argument(
+        "--settings-file",
+        type=Path,
+        metavar="FILE",
+        help="more variables, as NAME=value lines: the daemon's own, which go before those of the environment",
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -68,12 +77,24 @@ def as_seconds(text: str) -> float:
     return seconds
 
 
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings of the environment, or of the file that the arguments name, as `pgherald run` reads them."""
+    path: Path | None = arguments.settings_file
+    if path is not None:
+        try:
+            found = parse_environment_file(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read the settings file {path}: {type(error).__name__}") from None
+        os.environ.update(found)  # with what is for libpq and OpenSSL: PGPASSFILE, SSL_CERT_FILE
+    return load_settings(os.environ)
+
+
 @contextmanager
-def connected() -> Iterator[Operations]:
-    """The database, by the settings of the environment."""
+def connected(arguments: argparse.Namespace) -> Iterator[Operations]:
+    """The database of the settings."""
     from pgherald.operate import Operations
 
-    with Operations.open(load_settings(os.environ).database_url) as operations:
+    with Operations.open(settings_of(arguments).database_url) as operations:
         yield operations
 
 

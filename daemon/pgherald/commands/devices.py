@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from pgherald.commands.command import SCENARIO, as_uuid, command, connected, say, terminal, whole
-from pgherald.config import load_settings
+from pgherald.commands.command import SCENARIO, as_uuid, command, connected, say, settings_of, terminal, whole
 from pgherald.log import token_tag
 from pgherald.screen import as_json, count, listed, moment
 
@@ -48,8 +46,8 @@ def _send_test(arguments: argparse.Namespace) -> int:
 
     from pgherald import devices
 
-    settings = load_settings(os.environ)
-    with connected() as operations:
+    settings = settings_of(arguments)
+    with connected(arguments) as operations:
         scenario = None if arguments.scenario is None else operations.scenario(arguments.scenario)
         targets = operations.devices_of(arguments.user)
     if not targets:
@@ -134,7 +132,7 @@ def _add_tokens(commands: Commands) -> None:
 
 
 def _tokens_list(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         found = operations.token_counts()
     if arguments.json:
         say(as_json(found))
@@ -156,7 +154,7 @@ def _tokens_verify(arguments: argparse.Namespace) -> int:
 
     from pgherald import devices
 
-    settings = load_settings(os.environ)
+    settings = settings_of(arguments)
     watched = sys.stderr.isatty() and not arguments.json
 
     def progress(found: Verified) -> None:
@@ -164,7 +162,7 @@ def _tokens_verify(arguments: argparse.Namespace) -> int:
             sys.stderr.write(f"\r{found.checked:,} checked, {found.invalid.total():,} invalid ")
             sys.stderr.flush()
 
-    with connected() as operations:
+    with connected(arguments) as operations:
 
         async def verify() -> Verified:
             return await devices.verify(
@@ -196,7 +194,7 @@ def _tokens_verify(arguments: argparse.Namespace) -> int:
 
 def _tokens_prune(arguments: argparse.Namespace) -> int:
     unseen = None if arguments.unseen_for is None else timedelta(days=arguments.unseen_for)
-    with connected() as operations:
+    with connected(arguments) as operations:
         if arguments.dry_run:
             number = sum(each.prunable for each in operations.token_counts(unseen))
         else:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from pgherald.commands.command import command, say, terminal
-from pgherald.config import load_settings
+from pgherald.commands.command import command, say, settings_of, terminal
 from pgherald.screen import as_json
 
 if TYPE_CHECKING:
@@ -45,7 +43,7 @@ def _add_doctor(commands: Commands) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from pgherald import doctor
 
-    settings = load_settings(os.environ)
+    settings = settings_of(arguments)
     findings = doctor.examine(settings, arguments.dba_url)
     bad = any(finding.state is doctor.State.PROBLEM for finding in findings)
     if arguments.json:

@@ -113,7 +113,7 @@ def _chosen(
 
 
 def _failed_list(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         found = operations.failed(scenario_id(operations, arguments), arguments.code, arguments.limit)
         outbox = operations.outbox()
     if arguments.json:
@@ -131,7 +131,7 @@ def _failed_list(arguments: argparse.Namespace) -> int:
 
 
 def _unknown_list(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         found = operations.unknown(scenario_id(operations, arguments), arguments.limit)
         outbox = operations.outbox()
     if arguments.json:
@@ -160,19 +160,19 @@ def _total(shown: int, there: int, what: str, limit: int) -> str:
 
 
 def _failed_retry(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         prompts = _chosen(operations, arguments, lambda scenario: operations.failed(scenario, arguments.code, None))
         return _tell(operations.retry(prompts), "ready", arguments)
 
 
 def _failed_discard(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         prompts = _chosen(operations, arguments, lambda scenario: operations.failed(scenario, arguments.code, None))
         return _tell(operations.discard(prompts), "discarded", arguments)
 
 
 def _unknown_resolve(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         prompts = _chosen(operations, arguments, lambda scenario: operations.unknown(scenario, None))
         return _tell(
             operations.resolve(prompts, sent=arguments.sent), "sent" if arguments.sent else "failed", arguments
@@ -227,7 +227,7 @@ def _add_pause_and_resume(commands: Commands) -> None:
 
 
 def _pause(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         paused = operations.pause(scenario_id(operations, arguments))
         outbox = operations.outbox()
     if arguments.json:
@@ -244,7 +244,7 @@ def _pause(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         resumed = operations.resume(scenario_id(operations, arguments))
         rest = [
             each

@@ -59,7 +59,7 @@ def _add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         scenario = scenario_id(operations, arguments)
         outbox = operations.outbox()
         if arguments.now is not None and arguments.now > outbox.now + timedelta(minutes=1) and not arguments.dry_run:
@@ -156,7 +156,7 @@ def _add_preview(commands: Commands) -> None:
 
 
 def _preview(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         subject, name = _subject(operations, arguments)
         found = operations.preview(subject, arguments.now, arguments.window)
     if arguments.json:
@@ -213,7 +213,7 @@ def _add_backtest(commands: Commands) -> None:
 
 
 def _backtest(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         subject, name = _subject(operations, arguments)
         end = arguments.end or operations.outbox().now
         begin = arguments.begin or end - timedelta(days=arguments.days)
@@ -272,7 +272,7 @@ def _add_why(commands: Commands) -> None:
 
 
 def _why(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         checks = operations.why(arguments.user, arguments.scenario_type, arguments.now)
     say(as_json(checks) if arguments.json else _why_text(checks, terminal()))
     return 0
@@ -304,7 +304,7 @@ def _add_describe(commands: Commands) -> None:
 
 
 def _describe(arguments: argparse.Namespace) -> int:
-    with connected() as operations:
+    with connected(arguments) as operations:
         only = scenario_id(operations, arguments)
         found = [
             each

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from pgherald.commands.command import as_seconds, command, connected, say, terminal, whole
-from pgherald.config import Scheduler, load_settings
+from pgherald.commands.command import as_seconds, command, connected, say, settings_of, terminal, whole
+from pgherald.config import Scheduler
 from pgherald.screen import Colour, ago, as_json, count, cut, listed, short, span
 
 if TYPE_CHECKING:
@@ -57,9 +56,9 @@ def _add_status(commands: Commands) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    settings = load_settings(os.environ)
+    settings = settings_of(arguments)
     since = timedelta(hours=arguments.hours)
-    with connected() as operations:
+    with connected(arguments) as operations:
         while True:
             outbox, scenarios = operations.outbox(), operations.status(arguments.locale, since)
             if arguments.json:
