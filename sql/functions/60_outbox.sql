@@ -194,7 +194,8 @@ begin
     from unnest(p_prompt, p_epoch, p_outcome, p_error, p_at, p_retry_at, p_device, p_message_name)
       as o (prompt_id, epoch, outcome, error, at, retry_at, device_id, message_name)
   ), locked as materialized (
-    select p.prompt_id, p.epoch, p.status, p.scenario_id, p.scenario_type, p.user_id, p.attempts, p.due_at, p.notification_id
+    select p.prompt_id, p.epoch, p.status, p.scenario_id, p.scenario_type, p.user_id, p.attempts, p.due_at, p.notification_id,
+      p.owner, p.deadline
     from herald.prompt as p
     where p.prompt_id = any (p_prompt)
     order by p.prompt_id
@@ -206,6 +207,8 @@ begin
       l.scenario_id,
       l.user_id,
       l.attempts,
+      l.owner,
+      l.deadline,
       case
         when o.epoch = l.epoch and l.status = 'sending' then
           case
@@ -238,8 +241,9 @@ begin
       error_code = case when j.becomes in ('skipped', 'sent') or j.outcome = 'release' then null else j.error end,
       not_before = case when j.becomes = 'ready' then coalesce(j.retry_at, p_now + interval '10 seconds') else p.not_before end,
       attempts = p.attempts - (j.outcome = 'release')::integer,
-      owner = case j.becomes when 'sending' then p.owner end,
-      deadline = case j.becomes when 'sending' then p.deadline end,
+      -- as locked: Postgres checks the constraints of a row it has yet to find changed by somebody else
+      owner = case j.becomes when 'sending' then j.owner end,
+      deadline = case j.becomes when 'sending' then j.deadline end,
       settled_at = case when j.becomes not in ('ready', 'sending') then p_now end
     from judged as j
     where p.prompt_id = j.prompt_id and j.becomes is not null
