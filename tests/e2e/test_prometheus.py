@@ -1,0 +1,234 @@
+"""Alerts, runbook and dashboard on the real Prometheus, scraping a real daemon that has something to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pgherald.emulator.client import emulator_process
+from tests.support.daemon import running_daemon, wait_for
+from tests.support.organisation import Organisation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.daemon import Daemon
+    from tests.support.postgres import Server
+
+OPERATING = Path(__file__).parents[2] / "systemd"
+RULES = OPERATING / "prometheus" / "rules.yml"
+TESTS = OPERATING / "prometheus" / "rules_test.yml"
+RUNBOOK = OPERATING / "RUNBOOK.md"
+DASHBOARD = OPERATING / "grafana" / "pgherald.json"
+ROWS = ["Promise", "Flow", "FCM", "Scenarios", "Database", "Machine"]
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")), reason="no Prometheus on this machine"
+)
+
+
+def alerts() -> list[str]:
+    return re.findall(r"^      - alert: (\w+)$", RULES.read_text(), re.MULTILINE)
+
+
+def panels() -> list[tuple[str, str]]:
+    """(title, expression) of every query of the dashboard."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    return [
+        (panel["title"], target["expr"])
+        for panel in dashboard["panels"]
+        if panel["type"] != "row"
+        for target in panel["targets"]
+    ]
+
+
+def promtool(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True, check=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Prometheus:
+    """A running one."""
+
+    port: int
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The instant vector; fails if Prometheus cannot parse it."""
+        return list(self.get("query", query=expression)["result"])
+
+    def get(self, what: str, **parameters: str) -> Any:
+        url = f"http://127.0.0.1:{self.port}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer)["data"]
+
+
+@contextmanager
+def running_prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
+    """Prometheus as Debian ships it, scraping `target` twice a second, with our rules."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    (directory / "prometheus.yml").write_text(
+        f"global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 1s}}\n"
+        f"rule_files: ['{RULES}']\n"
+        f"scrape_configs: [{{job_name: pgherald, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    )
+    with (directory / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={directory}/prometheus.yml",
+                f"--storage.tsdb.path={directory}/tsdb",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        prometheus = Prometheus(port)
+
+        def is_up() -> bool:
+            try:
+                return bool(prometheus.query('up{job="pgherald"} == 1'))
+            except OSError:
+                return False
+
+        wait_for(is_up, 30, lambda: (directory / "prometheus.log").read_text())
+        yield prometheus
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def scraped(pg18: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, Daemon]]:
+    """A Prometheus, and a daemon that has sent, failed, skipped, suppressed and evaluated."""
+    directory = tmp_path_factory.mktemp("prometheus")
+    with ExitStack() as stack:
+        database = stack.enter_context(pg18.database())
+        emulator = stack.enter_context(emulator_process())
+        organisation = Organisation(database.connect())
+        organisation.scenario("inactivity", {"days": 30})
+        scenario = organisation.scenario()
+        settings = {"PGHERALD_SCHEDULER": "internal"}
+        daemon = stack.enter_context(running_daemon(database.daemon_dsn, emulator, directory, settings))
+        prometheus = stack.enter_context(running_prometheus(directory, daemon.address))
+        wait_for(lambda: prometheus.query('pgherald_invariant_violations{invariant="prompt_dispatched_twice"}'))
+        for round_ in range(4):
+            for token in (f"phone-{round_}", f"unregistered-{round_}", f"invalid-field-{round_}"):
+                organisation.enqueue(scenario, organisation.mentor(token))
+            organisation.activity(organisation.mentor(f"active-{round_}"))
+            wait_for(lambda done=3 * round_ + 3: len(organisation.histories()) >= done)  # type: ignore[misc]
+            sent = f'sum(pgherald_prompts_total{{outcome="sent"}}) > {round_}'
+            wait_for(lambda seen=sent: prometheus.query(seen))  # type: ignore[misc]
+        wait_for(lambda: prometheus.query('increase(pgherald_prompts_total{outcome="sent"}[5m]) > 0'))
+        wait_for(lambda: prometheus.query("pgherald_last_evaluation_timestamp_seconds > 0"))
+        wait_for(lambda: prometheus.query("pgherald_oauth_expiry_timestamp_seconds > 0"))
+        yield prometheus, daemon
+
+
+def test_every_alert_is_tested_firing_and_silent() -> None:
+    ran = promtool("test", "rules", TESTS)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    tested = re.findall(r"alertname: (\w+)\n        exp_alerts:( \[\])?", TESTS.read_text())
+    assert sorted(name for name, silent in tested if not silent) == sorted(alerts())
+    assert sorted(name for name, silent in tested if silent) == sorted(alerts())
+
+
+def test_prometheus_takes_the_rules_without_a_word() -> None:
+    checked = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_every_alert_has_an_entry_in_the_runbook() -> None:
+    text = RUNBOOK.read_text()
+    entries = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert sorted(entries) == sorted(alerts())
+    for name, entry in entries.items():
+        for part in ("**Means** ", "**Look** ", "**Do** "):
+            assert entry.count(part) == 1, f"{name}: {part}"
+    pointers = re.findall(r"- alert: (\w+)\n.*?runbook: systemd/RUNBOOK\.md#(\w+)$", RULES.read_text(), re.M | re.S)
+    assert pointers == [(name, name.lower()) for name in alerts()]
+    severities = re.findall(r"labels: \{severity: (page|ticket)\}", RULES.read_text())
+    assert len(severities) == len(alerts())
+
+
+def test_what_the_runbook_tells_to_type_exists() -> None:
+    text = RUNBOOK.read_text()
+    help_text = subprocess.run(
+        [sys.executable, "-m", "pgherald.cli", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for command in set(re.findall(r"`pgherald ([a-z-]+)", text)):
+        assert re.search(rf"^    {command} ", help_text, re.MULTILINE), command
+    for setting in set(re.findall(r"PGHERALD_[A-Z_]+", text)):
+        assert setting in help_text
+
+
+def test_the_dashboard_has_its_rows_and_fits_the_screen() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"] == ROWS
+    cells = [
+        (x, y)
+        for panel in dashboard["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells)), "panels overlap"
+    assert max(x for x, _ in cells) < 24
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_panel_shows_something(scraped: tuple[Prometheus, Daemon]) -> None:
+    prometheus, _ = scraped
+    empty = []
+    for title, expression in panels():
+        filled = expression.replace("$job", ".*").replace("$__rate_interval", "1m")
+        assert "$" not in filled, title
+        if not wait_for_data(prometheus, filled):
+            empty.append((title, filled))
+    assert empty == []
+
+
+def test_every_alert_looks_at_something(scraped: tuple[Prometheus, Daemon]) -> None:
+    prometheus, _ = scraped
+    groups = prometheus.get("rules")["groups"]
+    rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
+    assert {name for name, rule in rules.items() if rule["type"] == "alerting"} == set(alerts())
+    empty = []
+    for name, rule in rules.items():
+        # Without its threshold, the expression has to find what it is about.
+        parts = [re.sub(r"\s(>|<|==)\s[0-9.e+]+$", "", part.strip()) for part in re.split(r"\s+and\s+", rule["query"])]
+        empty += [(name, part) for part in parts if not wait_for_data(prometheus, part)]
+        if rule["type"] == "recording" and not wait_for_data(prometheus, name):
+            empty.append((name, "recorded"))
+    assert empty == []
+    assert {rule["health"] for rule in rules.values()} == {"ok"}
+
+
+def wait_for_data(prometheus: Prometheus, expression: str) -> bool:
+    """Whether it gives a number that is one, now or within seconds (a rate needs two scrapes)."""
+    try:
+        wait_for(lambda: [each for each in prometheus.query(expression) if each["value"][1] != "NaN"], 5)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_promtool_finds_no_fault_in_the_live_metrics(scraped: tuple[Prometheus, Daemon]) -> None:
+    _, daemon = scraped
+    checked = promtool("check", "metrics", stdin=daemon.get("/metrics")[1])
+    assert [line for line in checked.stderr.splitlines() if line] == []
+    assert checked.returncode == 0
