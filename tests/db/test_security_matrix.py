@@ -584,3 +584,17 @@ def test_an_evaluator_that_fails_on_another_chapters_rows_tells_nothing(
     db.execute("update app.peer_mentor set time_zone = '4 secret' where user_id = %s", (B1,))
     assert "4 secret" in answer(db, preview, scenario or ()), "the control: staff see the error"
     assert previewed() == before
+
+
+def test_policies_ask_once_a_statement_and_find_rows_by_index(db: psycopg.Connection) -> None:
+    db.execute("set local enable_seqscan = off")
+    with acting_as(db, "authenticated", COORDINATOR_A):
+        for statement in (
+            "select * from herald.scenario",
+            "update herald.scenario set name = name",
+            "delete from herald.scenario",
+        ):
+            plan = "\n".join(line for (line,) in db.execute(f"explain {statement}"))
+            assert "InitPlan" in plan
+            assert "scenario_chapter" in plan
+            assert "Seq Scan on scenario" not in plan

@@ -94,6 +94,7 @@ CREATE FUNCTION herald.candidates_of(p_scenario herald.scenario, p_window tstzra
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
     AS $$...$$;
 
 CREATE FUNCTION herald.check_device_token(p_token text) RETURNS void
@@ -172,6 +173,7 @@ CREATE FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.ca
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
     AS $$...$$;
 
 CREATE FUNCTION herald.definition_for_caller(p_definition jsonb, p_now timestamp with time zone) RETURNS herald.scenario
@@ -266,6 +268,7 @@ CREATE FUNCTION herald.evaluate_touched(p_limit integer DEFAULT 1000, p_now time
     SET jit TO 'off'
     SET lock_timeout TO '5s'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
     AS $$...$$;
 
 CREATE FUNCTION herald.evaluators() RETURNS TABLE(scenario_type text, purpose text, function_name text)
@@ -307,6 +310,7 @@ CREATE FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.cand
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
     AS $$...$$;
 
 CREATE FUNCTION herald.held_text(p_scenario herald.scenario, p_wanted text) RETURNS text
@@ -321,6 +325,15 @@ CREATE FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_eval
 CREATE FUNCTION herald.in_canary(p_scenario uuid, p_user uuid, p_percent integer) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN ((((('x'::text || substr(md5(((p_scenario)::text || (p_user)::text)), 1, 7)))::bit(28))::integer % 100) < p_percent);
+
+CREATE FUNCTION herald.invariants(p_rows integer DEFAULT 10000, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(invariant text, violations bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$...$$;
 
 CREATE FUNCTION herald.is_staff() RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -1098,6 +1111,8 @@ CREATE INDEX prompt_sending ON herald.prompt USING btree (deadline) WHERE (statu
 
 CREATE INDEX prompt_unknown ON herald.prompt USING btree (user_id, scenario_type) WHERE (status = 'unknown'::text);
 
+CREATE INDEX scenario_chapter ON herald.scenario USING btree (chapter_id);
+
 CREATE INDEX scenario_notification_dispatched ON herald.scenario_notification USING brin (dispatched_at);
 
 CREATE INDEX scenario_prompt_history_dispatched ON herald.scenario_prompt_history USING brin (dispatched_at);
@@ -1122,7 +1137,7 @@ ALTER TABLE ONLY herald.prompt
 ALTER TABLE ONLY herald.scenario
     ADD CONSTRAINT scenario_scenario_type_fkey FOREIGN KEY (scenario_type) REFERENCES herald.scenario_type(scenario_type);
 
-CREATE POLICY coordinator_delete ON herald.scenario FOR DELETE TO authenticated USING ((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)));
+CREATE POLICY coordinator_delete ON herald.scenario FOR DELETE TO authenticated USING ((chapter_id = ANY (ARRAY( SELECT herald.my_chapters() AS my_chapters))));
 
 CREATE POLICY coordinator_insert ON herald.scenario FOR INSERT TO authenticated WITH CHECK ((((organisation_id, chapter_id) IN ( SELECT s.organisation_id,
     s.chapter_id
@@ -1130,9 +1145,9 @@ CREATE POLICY coordinator_insert ON herald.scenario FOR INSERT TO authenticated 
    FROM herald.my_scopes() s(organisation_id, chapter_id)
   WHERE (s.organisation_id IS NULL)))));
 
-CREATE POLICY coordinator_read ON herald.scenario FOR SELECT TO authenticated USING (((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters)) OR ((chapter_id IS NULL) AND (organisation_id IN ( SELECT herald.my_organisations() AS my_organisations)))));
+CREATE POLICY coordinator_read ON herald.scenario FOR SELECT TO authenticated USING (((chapter_id = ANY (ARRAY( SELECT herald.my_chapters() AS my_chapters))) OR ((chapter_id IS NULL) AND (organisation_id = ANY (ARRAY( SELECT herald.my_organisations() AS my_organisations))))));
 
-CREATE POLICY coordinator_update ON herald.scenario FOR UPDATE TO authenticated USING ((chapter_id IN ( SELECT herald.my_chapters() AS my_chapters))) WITH CHECK ((((organisation_id, chapter_id) IN ( SELECT s.organisation_id,
+CREATE POLICY coordinator_update ON herald.scenario FOR UPDATE TO authenticated USING ((chapter_id = ANY (ARRAY( SELECT herald.my_chapters() AS my_chapters)))) WITH CHECK ((((organisation_id, chapter_id) IN ( SELECT s.organisation_id,
     s.chapter_id
    FROM herald.my_scopes() s(organisation_id, chapter_id))) OR (chapter_id IN ( SELECT s.chapter_id
    FROM herald.my_scopes() s(organisation_id, chapter_id)
@@ -1391,6 +1406,10 @@ GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, 
 GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) TO service_role;
 
 REVOKE ALL ON FUNCTION herald.in_canary(p_scenario uuid, p_user uuid, p_percent integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with time zone) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with time zone) TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.is_staff() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.is_staff() TO authenticated;
