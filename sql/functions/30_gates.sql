@@ -102,8 +102,9 @@ revoke all on function herald.in_canary from public;
 -- What becomes of each candidate at p_now: decision 'send', or the gate. Of several candidates of one person one is
 -- sent, the latest due. A candidate outside the scenario's scope is dropped without a trace: evaluators need not care
 -- for scope. Rows of prompts that ended without a push (failed, skipped, expired) may be armed again.
--- plpgsql for its plan, which a session makes once, for look-ups through indexes: planning takes several times as long as
--- running it for a few people.
+-- plpgsql for its plan, which a session makes once: planning takes several times as long as running it for a few people.
+-- It may be made while the outbox is still empty, and live while it fills: so no sequential scans, `offset 0` against a hash
+-- of all prompts instead of a look-up, and `is not distinct from` where an index on that column would read far too much.
 create or replace function herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz)
 returns table (user_id uuid, activity_ref text, due_at timestamptz, decision text, not_before timestamptz)
 language plpgsql stable rows 10
@@ -111,6 +112,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
 set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 begin
@@ -127,7 +129,7 @@ begin
     ) as u
     group by u.user_id, u.activity_ref
     having max(u.due_at) is not null
-  ), checked as (
+  ), checked as materialized (
     select
       c.user_id,
       c.activity_ref,
@@ -139,29 +141,35 @@ begin
         when exists (
           select from herald.opt_out as o
           where o.user_id = c.user_id and (o.scenario_type = p_scenario.scenario_type or o.scenario_type is null)
+          offset 0
         ) then 'opted_out'
         when not c.holds then 'no_longer_due'
         when exists (
           select from herald.prompt as p
-          where p.user_id = c.user_id and p.scenario_id = p_scenario.scenario_id and p.activity_ref = c.activity_ref
+          where p.user_id = c.user_id and p.scenario_id is not distinct from p_scenario.scenario_id and p.activity_ref = c.activity_ref
             and (p.status in ('ready', 'sending', 'sent', 'unknown') or p.gate = 'discarded')
+          offset 0
         ) or exists (
           select from herald.prompt as p
           where p.user_id = c.user_id and p.scenario_type = p_scenario.scenario_type and p.status in ('ready', 'sending')
+          offset 0
         ) then 'duplicate'
         when exists (
           select from herald.scenario_notification as n
           where n.user_id = c.user_id and n.scenario_type = p_scenario.scenario_type
             and n.dispatched_at > p_now - p_scenario.cooldown
+          offset 0
         ) or exists (
           select from herald.prompt as p
           where p.user_id = c.user_id and p.scenario_type = p_scenario.scenario_type and p.status = 'unknown'
             and p.claimed_at > p_now - p_scenario.cooldown
+          offset 0
         ) then 'cooldown'
         when exists (
           select from herald.prompt as p
           where p.idempotency_key = herald.idempotency_key(c.user_id, p_scenario.scenario_type, (p_now at time zone 'UTC')::date)
             and (p.scenario_id, p.activity_ref) is distinct from (p_scenario.scenario_id, c.activity_ref)
+          offset 0
         ) then 'duplicate'
         when greatest(c.due_at, p_scenario.started_at) + p_scenario.expires_after <= p_now then 'expired'
         when p_scenario.mode = 'canary'
@@ -172,6 +180,7 @@ begin
         when not exists (
           select from herald.device_token as d
           where d.user_id = c.user_id and d.revoked_at is null
+          offset 0
         ) then 'no_device_token'
       end as stopped_by
     from candidate as c

@@ -11,6 +11,7 @@ create or replace function herald.decide(
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 declare
   v_wanted bigint;
@@ -46,8 +47,9 @@ begin
       -- runs for touched users look at the same time again and again: what they found before is not counted again
       p_users is not null and exists (
         select from herald.prompt as p
-        where p.user_id = g.user_id and p.scenario_id = p_scenario.scenario_id and p.activity_ref = g.activity_ref
+        where p.user_id = g.user_id and p.scenario_id is not distinct from p_scenario.scenario_id and p.activity_ref = g.activity_ref
           and (g.decision = 'duplicate' or p.gate = g.decision)
+        offset 0
       ) as known
     from herald.gate(p_scenario, p_candidates, p_now) as g
   ), wanted as materialized (
@@ -69,7 +71,7 @@ begin
     update herald.prompt as p
     set status = 'skipped', gate = 'no_longer_due', settled_at = p_now
     where p_users is not null
-      and p.user_id = any (p_users) and p.scenario_id = p_scenario.scenario_id
+      and p.user_id = any (p_users) and p.scenario_id is not distinct from p_scenario.scenario_id
       and p.status = 'ready' and p.origin = 'evaluation' and p_window @> p.due_at
       and not exists (
         select from decided as d
@@ -79,12 +81,15 @@ begin
     returning p.prompt_id, p.user_id, p.status, p.gate, p.attempts
   ), again as materialized (
     select p.prompt_id, w.*
-    from wanted as w
-    join herald.prompt as p on p.user_id = w.user_id and p.scenario_id = p_scenario.scenario_id and p.activity_ref = w.activity_ref
-    where p.status in ('failed', 'skipped', 'expired') and p.gate is distinct from 'discarded'
-      and (p.status, p.gate) is distinct from (w.status, w.gate)
-    order by w.user_id
-    for no key update of p
+    from (select k.* from wanted as k order by k.user_id offset 0) as w
+    cross join lateral (
+      select q.prompt_id
+      from herald.prompt as q
+      where q.user_id = w.user_id and q.scenario_id is not distinct from p_scenario.scenario_id and q.activity_ref = w.activity_ref
+        and q.status in ('failed', 'skipped', 'expired') and q.gate is distinct from 'discarded'
+        and (q.status, q.gate) is distinct from (w.status, w.gate)
+      for no key update
+    ) as p
   ), armed_again as (
     update herald.prompt as p
     set status = a.status, gate = a.gate, due_at = a.due_at, not_before = a.not_before, priority = p_scenario.priority,
@@ -289,7 +294,8 @@ revoke all on function herald.touched_from from public;
 -- shadow have nothing to send, and the scheduled run counts each of their candidates once. Scenarios that none of these
 -- people belong to are passed over; what waits for people who are gone is stopped by the claim.
 -- p_now null: the moment at which the rows are taken.
--- Generic plans: for a few people, planning would take most of the time from a change to its push.
+-- Generic plans: for a few people, planning would take most of the time from a change to its push. No sequential scans,
+-- for such a plan may be made while the tables are still empty.
 create or replace function herald.evaluate_touched(p_limit integer default 1000, p_now timestamptz default null)
 returns table (scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
 language plpgsql security definer
@@ -298,6 +304,7 @@ set timezone = 'UTC'
 set jit = off
 set lock_timeout = '5s'
 set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 declare
   v_now timestamptz;

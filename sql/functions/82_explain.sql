@@ -138,15 +138,21 @@ begin
       return query select 'due', false, format('the evaluator of %s fails with %s', p_scenario_type, sqlstate);
       continue;
     end;
+    if v_candidate.user_id is not null then
+      v_count := (select count(*) from herald.still_due(v_scenario, array[v_candidate], p_now));
+    end if;
     if v_candidate.user_id is null then
       return query select 'due', false, coalesce(v_why || '; ', '') || 'not due within the last year';
+    elsif v_count = 0 and v_candidate.due_at <= herald.touched_from(v_scenario, p_now) then
+      return query select 'due', false,
+        format('%slast due %s, not any more', v_why || '; ', herald.moment_text(v_candidate.due_at, v_zone));
+      v_candidate := null;
     else
       return query select 'due', v_candidate.due_at > v_scenario.evaluated_from,
         format('%sdue %s, %s ago, about %s%s', v_why || '; ', herald.moment_text(v_candidate.due_at, v_zone),
           herald.duration_text(p_now - v_candidate.due_at), v_candidate.activity_ref,
           case when v_candidate.due_at <= v_scenario.evaluated_from
             then '; before the scenario starts, ' || herald.moment_text(v_scenario.evaluated_from, v_zone) else '' end);
-      v_count := (select count(*) from herald.still_due(v_scenario, array[v_candidate], p_now));
       return query select 'still_due', v_count > 0,
         case when v_count > 0 then 'still so' else 'no longer so: active since, or the item is past or renewed' end;
       v_at := greatest(v_candidate.due_at, v_scenario.started_at) + v_scenario.expires_after;

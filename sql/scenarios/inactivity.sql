@@ -46,24 +46,25 @@ as $$
     ) as r
     union all
     select a.user_id, a.activity_id, a.occurred_at, s.k, s.lag
-    from step as s
-    cross join unnest(p_users) as u (user_id)
+    from unnest(p_users) as u (user_id)
+    cross join (select min(l.lag) as shortest, max(l.lag) as longest from step as l) as m
     cross join lateral (
       select v.user_id, v.activity_id, v.occurred_at
       from herald.source_activity as v
-      where v.user_id = u.user_id and v.occurred_at > lower(p_window) - s.lag and v.occurred_at <= upper(p_window) - s.lag
+      where v.user_id = u.user_id and v.occurred_at > lower(p_window) - m.longest and v.occurred_at <= upper(p_window) - m.shortest
       offset 0
     ) as a
+    join step as s on a.occurred_at > lower(p_window) - s.lag and a.occurred_at <= upper(p_window) - s.lag
     union all
     select r.user_id, null, r.registered_at, s.k, s.lag
-    from step as s
-    cross join unnest(p_users) as u (user_id)
+    from unnest(p_users) as u (user_id)
     cross join lateral (
       select v.user_id, v.registered_at
       from herald.source_recipient as v
-      where v.user_id = u.user_id and v.registered_at > lower(p_window) - s.lag and v.registered_at <= upper(p_window) - s.lag
+      where v.user_id = u.user_id
       offset 0
     ) as r
+    join step as s on r.registered_at > lower(p_window) - s.lag and r.registered_at <= upper(p_window) - s.lag
   )
   select b.user_id, coalesce(b.activity_id, 'registered') || case when b.k > 0 then '#' || b.k else '' end, b.at + b.lag
   from base as b
