@@ -1,4 +1,5 @@
--- The outbox, for the daemon: claim, settle, sweep. plpgsql throughout, for its cached plans.
+-- The outbox, for the daemon: claim, settle, sweep. plpgsql throughout, for its cached plans. Such a plan may be made
+-- while the outbox is still empty, and live while it fills: so generic ones from the start, and no sequential scans.
 -- Lock order, everywhere: prompts (by prompt_id where several are locked at once), then notifications, history, device tokens.
 
 -- Claims the given prompts, those that are ready and due: checks again what may have changed while they waited, and
@@ -15,6 +16,8 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 begin
@@ -124,6 +127,8 @@ returns table (
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -181,6 +186,8 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 begin
