@@ -157,7 +157,7 @@ def acting_as(db: psycopg.Connection, role: str, claims: object = None) -> Itera
     if isinstance(claims, UUID):
         claims = {"sub": str(claims), "role": role}
     text = claims if isinstance(claims, str) else "" if claims is None else json.dumps(claims)
-    db.execute("select set_config('request.jwt.claims', %s, true)", (text,))
+    db.execute("select pg_catalog.set_config('request.jwt.claims', %s, true)", (text,))
     db.execute(f"set local role {role}")
     try:
         yield
