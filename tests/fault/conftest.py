@@ -13,6 +13,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -25,7 +26,6 @@ from tests.support.postgres import running_server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from pgherald.emulator.client import EmulatorProcess
     from tests.fault.invariants import Finding
@@ -155,7 +155,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in table(RESULTS):
         terminalreporter.line(line)
     if FULL:
-        path = ROOT / "bench-results" / "fault.json"
+        path = Path(os.environ.get("FAULT_RESULT", ROOT / "bench-results" / "fault.json"))
         path.parent.mkdir(exist_ok=True)
         path.write_text(
             json.dumps(
