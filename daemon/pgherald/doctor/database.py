@@ -532,18 +532,25 @@ _WANTED: Final = {
 
 def _wanted(connection: psycopg.Connection, relation: str) -> str:
     """The statements that would help a table: the indexes for its part that it does not have, or fresh statistics."""
+    # not by ::regclass, for which this login would need a right on the table's schema
+    ((table,),) = _rows(
+        connection,
+        "select c.oid from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace "
+        "where pg_catalog.format('%%I.%%I', n.nspname, c.relname) = %s",
+        relation,
+    )
     found = _rows(
         connection,
-        "select distinct s.source from herald.source_tables() as s where s.relation = %s::pg_catalog.regclass",
-        relation,
+        "select distinct s.source from herald.source_tables() as s where s.relation = %s",
+        table,
     )
     columns = {
         row[0]
         for row in _rows(
             connection,
             "select a.attname from pg_catalog.pg_attribute as a "
-            "where a.attrelid = %s::pg_catalog.regclass and a.attnum > 0 and not a.attisdropped",
-            relation,
+            "where a.attrelid = %s and a.attnum > 0 and not a.attisdropped",
+            table,
         )
     }
     there = {
@@ -553,9 +560,8 @@ def _wanted(connection: psycopg.Connection, relation: str) -> str:
             "select array(select a.attname "
             "from pg_catalog.unnest(i.indkey::smallint[]) with ordinality as k (number, place) "
             "join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.number order by k.place) "
-            "from pg_catalog.pg_index as i "
-            "where i.indrelid = %s::pg_catalog.regclass and i.indisvalid and i.indpred is null",
-            relation,
+            "from pg_catalog.pg_index as i where i.indrelid = %s and i.indisvalid and i.indpred is null",
+            table,
         )
     }
     statements = []
