@@ -114,6 +114,7 @@ comment on column herald.scenario.held_at is 'Since when max_prompts_per_run hol
 comment on column herald.scenario.catch_up_from is 'A run for touched users failed or was held: the next scheduled run starts from here; null: nothing missed.';
 create index scenario_scenario_type on herald.scenario (scenario_type);
 create index scenario_scope on herald.scenario (organisation_id, chapter_id);
+create index scenario_chapter on herald.scenario (chapter_id);
 
 create table herald.message_text (
   text_key text not null constraint message_text_key check (text_key ~ '^[A-Za-z0-9_.-]{1,100}$'),

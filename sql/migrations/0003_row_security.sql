@@ -24,5 +24,3 @@ grant insert (scenario_type, organisation_id, chapter_id, name, params, title_ke
   quiet_from, quiet_until, mode, canary_percent, priority, jitter, expires_after, on_unknown, max_prompts_per_run) on herald.scenario to authenticated;
 grant update (scenario_type, organisation_id, chapter_id, name, params, title_key, body_key, presentation, devices, cooldown,
   quiet_from, quiet_until, mode, canary_percent, priority, jitter, expires_after, on_unknown, max_prompts_per_run) on herald.scenario to authenticated;
--- What the policies look for; organisation-wide ones are found by scenario_scope.
-create index scenario_chapter on herald.scenario (chapter_id);
