@@ -66,6 +66,7 @@ class Row:
     not_before: float = 0.0
     notes: int = 0
     doubts: int = 0  # history rows 'unknown'
+    by_its_owner: bool = True  # whether it is ready by the word of the last claim's owner, or by the sweep
 
     @property
     def may_resend(self) -> bool:
@@ -181,6 +182,8 @@ class Simulation:
             return
         prompt = self.random.choice(ready)
         row = self.rows[prompt]
+        if not row.by_its_owner:
+            raise Violation(f"claimed beside its owner: prompt {prompt}, {row}")
         row.status, row.deadline = "sending", self.now + LEASE
         row.epoch += 1
         row.attempts += 1
@@ -250,6 +253,7 @@ class Simulation:
         if outcome == "release":
             row.attempts -= 1
         if becomes == "ready":
+            row.by_its_owner = epoch == row.epoch
             row.not_before = self.now + self.random.choice((0.0, 10.0, 30.0))
 
     def sweep(self) -> None:
@@ -263,7 +267,7 @@ class Simulation:
                     else swept(may_resend=row.may_resend, noted=row.epoch > 1 and row.notes > 0)
                 )
                 row.doubts += row.status != "sent" and "reclaim" not in self.mistakes
-                row.not_before = self.now
+                row.not_before, row.by_its_owner = self.now, True
 
     def heal(self) -> None:
         """Everybody is back, the clock is right, and nothing goes wrong any more, until all is at rest."""
