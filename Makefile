@@ -37,7 +37,7 @@ test-quick: $(VENV)/.dev ## the tests that need no database and no patience
 	@$(BIN)/python -m pytest tests/unit -m "not slow" $(ARGS)
 
 fault: system $(VENV)/.dev ## crashes, partitions, full disks: what must hold when things break
-	@$(BIN)/python -m pytest tests/fault $(ARGS)
+	@FAULT=full $(BIN)/python -m pytest tests/fault --timeout=900 $(ARGS)
 
 BENCHES := $(patsubst tests/bench/%.py,bench-%,$(shell grep -ls __main__ tests/bench/*.py))
 bench: $(BENCHES) ## what it costs, all of it; alone: make bench-evaluate (any file of tests/bench)

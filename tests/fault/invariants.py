@@ -54,16 +54,17 @@ def check_invariants(
 ) -> Finding:
     """Check everything, at rest.
 
-    `unknown`: exactly the people whose prompt must be unknown, because the answer was lost; `unknown_at_most`: nobody but
-    these may be; without either, whoever's prompt was under way in a crash. `resend`: the scenarios say
+    `unknown`: exactly the people whose prompt must be unknown, because the answer was lost; `unknown_at_most`: nobody
+    but these may be; without either, whoever's prompt was under way in a crash. `resend`: the scenarios say
     on_unknown = 'resend', so a second copy is allowed for each lost answer, if it replaces the first on the device.
     """
     broken: list[str] = []
     prompts = world.ask(
-        "select prompt_id, user_id, status, notification_id, attempts, collapse_key, gate, scenario_type from herald.prompt"
+        "select prompt_id, user_id, status, notification_id, attempts, collapse_key, gate, scenario_type "
+        "from herald.prompt"
     )
     notes = world.ask(
-        "select n.id, n.prompt_id, n.user_id, n.scenario_type, n.idempotency_key, n.cooldown_window_start, n.dispatched_at "
+        "select n.id, n.prompt_id, n.user_id, n.scenario_type, n.idempotency_key, n.cooldown_window_start "
         "from herald.scenario_notification as n"
     )
     history = world.ask("select prompt_id, delivery_status, count(*) from herald.scenario_prompt_history group by 1, 2")
@@ -147,7 +148,9 @@ def check_invariants(
         if daemon.running:
             try:
                 wait_until(
-                    lambda: daemon.metric('pgherald_prompts{status="unknown"}') == len(lost_answers), "metric", 12  # noqa: B023
+                    lambda daemon=daemon: daemon.metric('pgherald_prompts{status="unknown"}') == len(lost_answers),  # type: ignore[misc]
+                    "metric",
+                    12,
                 )
             except TimeoutError:
                 broken.append(f"metric: {daemon.name} does not say that {len(lost_answers)} are unknown")
@@ -156,7 +159,7 @@ def check_invariants(
     broken += canaries
     for daemon in world.daemons.values():
         if "Traceback" in daemon.text or "Fatal Python error" in daemon.text:
-            broken.append(f"crash: {daemon.name}: {daemon.text[daemon.text.find('Traceback'):][:1500]}")
+            broken.append(f"crash: {daemon.name}: {daemon.text[daemon.text.find('Traceback') :][:1500]}")
     finding = Finding(
         len(prompts),
         len(pushes),

@@ -89,8 +89,8 @@ def print_token() -> None:
     """The access token of the credentials in the environment."""
     settings = load_settings(os.environ)
     credentials, _ = oauth.load_credentials(settings.fcm_credentials, settings.fcm_project)
-    credentials.refresh(google.auth.transport.requests.Request())
-    sys.stdout.write(credentials.token)
+    credentials.refresh(google.auth.transport.requests.Request())  # type: ignore[no-untyped-call]
+    sys.stdout.write(credentials.token or "")
 
 
 def keeps_no_spool() -> None:
@@ -99,12 +99,12 @@ def keeps_no_spool() -> None:
     async def forget(_self: spool.Spool, _entries: Sequence[Entry]) -> None:
         return None
 
-    spool.Spool.append = forget  # type: ignore[method-assign]
+    spool.Spool.append = forget  # type: ignore[assignment,method-assign]
 
 
 def replays_nothing() -> None:
     """The spool is written, and never read."""
-    spool.Spool.replay = lambda _self: []  # type: ignore[method-assign]
+    spool.Spool.replay = lambda _self: []  # type: ignore[assignment,method-assign]
 
 
 def takes_its_word_back() -> None:

@@ -25,7 +25,7 @@ def judge(
 ) -> str | None:
     """What herald.settle makes of a prompt; None: nothing. `against` is the outcome's epoch minus the row's.
 
-    `may_resend`: on_unknown = 'resend', with tries and time left. `noted`: a notification is there, of an earlier epoch.
+    `may_resend`: on_unknown = 'resend', with tries and time left. `noted`: a notification of an earlier epoch is there.
     """
     if against == 0 and status == "sending":
         if noted and outcome != "sent":
@@ -101,7 +101,9 @@ class Violation(AssertionError):
 class Simulation:
     """One seed's run."""
 
-    def __init__(self, seed: int, *, prompts: int = 3, daemons: int = 3, mistakes: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, seed: int, *, prompts: int = 3, daemons: int = 3, mistakes: frozenset[str] = frozenset()
+    ) -> None:
         self.random = random.Random(seed)
         self.rows = [Row(resend=self.random.random() < 0.3) for _ in range(prompts)]
         self.daemons = [Process() for _ in range(daemons)]

@@ -134,7 +134,8 @@ begin
   return null;
 end
 $$;
-create trigger fail_now_and_then after update on herald.prompt for each statement execute function public.fail_now_and_then();
+create trigger fail_now_and_then after update on herald.prompt
+  for each statement execute function public.fail_now_and_then();
 """
 
 
@@ -210,9 +211,13 @@ def test_sessions_terminated_at_random_lose_nothing(make_world: Worlds, promise:
         daemon = world.daemon()
         rng = random.Random(7)
         people = world.people(2000 if FULL else 500)
-        acting = threading.Thread(
-            target=lambda: [world.act(people[at : at + 50]) or time.sleep(0.1) for at in range(0, len(people), 50)]
-        )
+
+        def act() -> None:
+            for at in range(0, len(people), 50):
+                world.act(people[at : at + 50])
+                time.sleep(0.1)
+
+        acting = threading.Thread(target=act)
         acting.start()
         with world.database.connect() as admin:
             while acting.is_alive():
@@ -236,7 +241,9 @@ def test_a_terminated_listener_is_back_at_once_and_hears(make_world: Worlds, pro
         world.scenario()
         daemon = world.daemon(poll_interval="60")
         for number in range(3):
-            world.ask("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgherald listener'")
+            world.ask(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgherald listener'"
+            )
             daemon.wait_for("listening", count=number + 2)
         world.act(world.people(3))
         world.rest(20)
@@ -266,8 +273,7 @@ def test_a_postgres_that_crashes_again_and_again(
                 began = time.monotonic()
                 own_server.cluster.start()
                 wait_until(lambda: world.statuses() is not None, "the server is back")
-                one = world.daemons["one"]
-                wait_until(lambda: one.metric("pgherald_listener_up") == 1, "listening again", 30)
+                wait_until(lambda: world.daemons["one"].metric("pgherald_listener_up") == 1, "listening again", 30)
                 world.recoveries.append(time.monotonic() - began)
         if asynchronous:
             # what the application itself did not get to disk is not ours to answer for
@@ -303,7 +309,7 @@ def test_control_claims_that_a_crash_takes_back_are_found_out(
         kept = {row[0] for row in world.ask("select user_id from app.activity")}
         world.acted = [each for each in world.acted if each in kept]
         world.rest(spools=False)
-        with pytest.raises(Broken, match="no prompt|pushed twice"):
+        with pytest.raises(Broken, match=r"no prompt|pushed twice"):
             promise(world, metrics=False)
 
 
@@ -336,11 +342,12 @@ def test_no_connections_left_is_waited_out(make_world: Worlds, promise: Promise,
         world.act(world.people(5))
         world.rest()
         hogs: list[psycopg.Connection] = []
-        with pytest.raises(psycopg.OperationalError):
+        with suppress(psycopg.OperationalError):
             while True:
                 hogs.append(psycopg.connect(world.database.migrator_dsn))
         world.ask(
-            "select pg_terminate_backend(pid) from pg_stat_activity where usename = %s and datname = current_database()",
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where usename = %s and datname = current_database()",
             (DAEMON_LOGIN,),
         )
         with suppress(psycopg.OperationalError):
@@ -364,8 +371,11 @@ def test_a_black_hole_on_the_database_link_is_noticed_within_ten_seconds(
     if variant is not None and not FULL:
         pytest.skip("only in `make fault`")
     name = f"pgh{os.getpid() % 10000}"
-    with make_world(tcp=True) as world, namespace(name), link_to(world, "10.213.7.1") as (_, dsn), Link(
-        "127.0.0.1", int(fcm.endpoint.rpartition(":")[2]), "10.213.7.1"
+    with (
+        make_world(tcp=True) as world,
+        namespace(name),
+        link_to(world, "10.213.7.1") as (_, dsn),
+        Link("127.0.0.1", int(fcm.endpoint.rpartition(":")[2]), "10.213.7.1"),
     ):
         world.scenario()
         # FCM is out of reach in there, which is no matter: this is about the database
@@ -427,9 +437,7 @@ def small_disk(directory: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(directory)], capture_output=True, check=False)
 
 
-def test_a_full_disk_under_postgres_loses_no_record(
-    make_world: Worlds, promise: Promise, fcm: EmulatorProcess
-) -> None:
+def test_a_full_disk_under_postgres_loses_no_record(make_world: Worlds, promise: Promise, fcm: EmulatorProcess) -> None:
     with small_disk(Path(f"/tmp/pgherald-fault-{os.getpid()}"), 400) as disk:
         settings = {"max_wal_size": "64MB", "min_wal_size": "32MB", "shared_buffers": "16MB"}
         with running_on(disk, settings) as server, make_world(server) as world:
@@ -446,7 +454,9 @@ def test_a_full_disk_under_postgres_loses_no_record(
                     out.flush()
             with suppress(psycopg.Error):
                 # more WAL than there is room for
-                world.db.execute("create table public.bulk as select repeat('x', 1000) as x from generate_series(1, 100000)")
+                world.db.execute(
+                    "create table public.bulk as select repeat('x', 1000) as x from generate_series(1, 100000)"
+                )
             time.sleep(2)
             world.note_spool(daemon)
             filler.unlink()

@@ -77,7 +77,9 @@ def test_control_a_dispatcher_that_retries_on_doubt_is_found_out(
 ) -> None:
     with make_world() as world:
         world.daemon(variant="retries_on_doubt")
-        befall(world, fcm, {prefix: fault | {"next": 3} for prefix, fault in LOST.items() if prefix not in NOT_ACCEPTED})
+        befall(
+            world, fcm, {prefix: fault | {"next": 3} for prefix, fault in LOST.items() if prefix not in NOT_ACCEPTED}
+        )
         world.rest()
         with pytest.raises(Broken, match="pushed twice") as found:
             promise(world, metrics=False)
@@ -105,9 +107,7 @@ def test_with_resend_a_second_copy_replaces_the_first_and_there_are_three_at_mos
             check_invariants(world, unknown=always)  # without the leave the check tells that they were sent again
 
 
-def test_what_fcm_refused_is_retried_and_sent_once(
-    make_world: Worlds, promise: Promise, fcm: EmulatorProcess
-) -> None:
+def test_what_fcm_refused_is_retried_and_sent_once(make_world: Worlds, promise: Promise, fcm: EmulatorProcess) -> None:
     with make_world() as world:
         daemon = world.daemon()
         befall(world, fcm, REFUSED)
@@ -164,7 +164,9 @@ def test_without_oauth_nothing_is_sent_and_everything_once_it_is_back(
         daemon = world.daemon(start=False)
         world.act(world.people(8))
         daemon.start(ready=False)
-        wait_until(lambda: any(each["error_code"] == "NO_OAUTH_TOKEN" for each in daemon.events("prompt_settled")), "a try")
+        wait_until(
+            lambda: any(each["error_code"] == "NO_OAUTH_TOKEN" for each in daemon.events("prompt_settled")), "a try"
+        )
         assert world.pushes() == []
         fcm.set_faults()
         world.rest(time_passes=True)
@@ -205,7 +207,7 @@ def test_a_clock_two_hours_off_changes_no_time_in_the_records(
         people = world.people(10)
         world.act(people)
         # Google refuses assertions of a wrong clock, and so does the emulator: nothing is sent for certain.
-        wrong = {"LD_PRELOAD": library, "FAKETIME": "-2h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        wrong: Any = {"LD_PRELOAD": library, "FAKETIME": "-2h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         daemon = world.daemon(start=False, **wrong)
         daemon.start(ready=False)
         if not (world.directory / "one.log").exists():
@@ -217,7 +219,10 @@ def test_a_clock_two_hours_off_changes_no_time_in_the_records(
         world.daemon("one", variant="brings_its_token", **wrong)
         world.rest(time_passes=True)
         promise(world, unknown=(), metrics=False)
-        (off,) = world.ask("select count(*) from herald.scenario_notification where abs(extract(epoch from dispatched_at - now())) > 120")
+        (off,) = world.ask(
+            "select count(*) from herald.scenario_notification "
+            "where abs(extract(epoch from dispatched_at - now())) > 120"
+        )
         assert off == (0,)
 
 

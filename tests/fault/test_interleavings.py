@@ -61,7 +61,7 @@ class Session:
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:
             try:
-                self._answers.put(self.connection.execute(work[0], work[1]).fetchall())  # type: ignore[call-overload]
+                self._answers.put(self.connection.execute(work[0], work[1]).fetchall())
             except psycopg.Error as error:
                 self._answers.put(error)
 
@@ -88,8 +88,8 @@ class Session:
 
 CLAIM: Final = "select epoch from herald.claim(%s, 1, '1 second', %s) where decision = 'send'"
 SETTLE: Final = (
-    "select applied, status from herald.settle(array[%s::uuid], array[%s::bigint], array['sent'], array[null], array[now()], "
-    "array[null::timestamptz], array[null::uuid], array['projects/p/messages/1'])"
+    "select applied, status from herald.settle(array[%s::uuid], array[%s::bigint], array['sent'], array[null], "
+    "array[now()], array[null::timestamptz], array[null::uuid], array['projects/p/messages/1'])"
 )
 
 
@@ -237,7 +237,9 @@ def test_control_a_sweep_that_reclaims_hands_a_prompt_out_twice(database: Databa
 def test_all_interleavings_are_there() -> None:
     every = schedules()
     assert len(every) == len(set(every))
-    assert all(schedule.index("settle") > [n for n, each in enumerate(schedule) if each == "claim a"][1] for schedule in every)
+    assert all(
+        schedule.index("settle") > [n for n, each in enumerate(schedule) if each == "claim a"][1] for schedule in every
+    )
     # eight moments in which each pair is in order, settle's after both of the first claim's
     assert len(every) == sum(
         1

@@ -10,7 +10,6 @@ import subprocess
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -23,6 +22,7 @@ from tests.fault.world import FULL, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from pgherald.emulator.client import EmulatorProcess
     from tests.fault.invariants import Finding
@@ -71,12 +71,17 @@ def one_dispatch(world: World, daemon: Daemon) -> None:
     (person,) = world.people(1)
     before = len(daemon.events("batch_dispatched"))
     world.act([person])
-    wait_until(lambda: not daemon.running or len(daemon.events("batch_dispatched")) > before, "the dispatch or the death")
+    wait_until(
+        lambda: not daemon.running or len(daemon.events("batch_dispatched")) > before, "the dispatch or the death"
+    )
 
 
-def crash_points(world: World, *, kinds: tuple[int, ...] = (0, 1), every: int = EVERY, variant: str | None = None) -> int:
-    """Kill a daemon at each system call between an idle daemon's wake-up and the end of the dispatch, each time starting
-    it again on the same spool. `kinds`: the event loop's thread (0), the thread that writes the spool (1)."""
+def crash_points(
+    world: World, *, kinds: tuple[int, ...] = (0, 1), every: int = EVERY, variant: str | None = None
+) -> int:
+    """Kill a daemon at each system call from its wake-up to the end of the dispatch; start it again on its spool.
+
+    `kinds`: the event loop's thread (0), the thread that writes the spool (1)."""
     daemon = world.daemon(variant=variant, poll_interval="30")
     done = 0
     for kind in kinds:
@@ -138,7 +143,7 @@ def test_control_a_spool_that_is_not_read_is_found_out_by_the_crash_points(
             promise(world, metrics=False)
 
 
-class stuck_records:  # noqa: N801 - reads as what it is
+class stuck_records:
     """While it lasts, notifications cannot be written: somebody holds their table."""
 
     def __init__(self, world: World) -> None:
@@ -170,9 +175,7 @@ def test_a_kill_between_the_spool_and_the_record_loses_nothing(make_world: World
         assert world.statuses() == {"sent": len(people)}
 
 
-def storm(
-    world: World, seed: int, *, count: int, daemons: int = 3, seconds: float, variant: str | None = None
-) -> None:
+def storm(world: World, seed: int, *, count: int, daemons: int = 3, seconds: float, variant: str | None = None) -> None:
     """SIGKILL a daemon at random every 150 to 500 ms while people act, and start it again on its spool."""
     rng = random.Random(seed)
     people = world.people(count)

@@ -36,7 +36,9 @@ def test_forged_wake_ups_by_the_megabyte_cost_little_and_change_nothing(make_wor
             with world.database.connect("anon") as anyone:
                 began = time.monotonic()
                 while not stop.is_set():
-                    anyone.execute("select pg_notify('herald', repeat('x', 7900) || n) from generate_series(1, 10) as n")
+                    anyone.execute(
+                        "select pg_notify('herald', repeat('x', 7900) || n) from generate_series(1, 10) as n"
+                    )
                     sent[0] += 79_000
                     time.sleep(max(0.0, began + sent[0] / 1_000_000 - time.monotonic()))
 
@@ -59,14 +61,17 @@ def test_forged_wake_ups_by_the_megabyte_cost_little_and_change_nothing(make_wor
 
 
 POISON = {
-    "a token that cannot be in a header or a line": "update herald.device_token set token = 'odd' || chr(13) || chr(10) || 'x: y' where user_id = %s",
-    "a token of two thousand characters": "update herald.device_token set token = 'odd' || repeat('x', 1990) where user_id = %s",
-    "a token with characters of every kind": "update herald.device_token set token = 'odd' || chr(8232) || chr(65279) || chr(128169) where user_id = %s",
-    "due since ever": "update herald.prompt set due_at = '-infinity' where user_id = %s",
-    "due before Christ": "update herald.prompt set due_at = '4000-01-01 BC' where user_id = %s",
-    "not before the year 20000": "update herald.prompt set not_before = '20000-01-01' where user_id = %s",
-    "seen at the end of time": "update herald.device_token set last_seen_at = 'infinity' where user_id = %s",
-    "an activity of four hundred odd characters": "update herald.prompt set activity_ref = repeat(chr(128169), 400) where user_id = %s",
+    "a token that cannot be in a header or a line": ("device_token", "token = 'odd' || chr(13) || chr(10) || 'x: y'"),
+    "a token of two thousand characters": ("device_token", "token = 'odd' || repeat('x', 1990)"),
+    "a token with characters of every kind": (
+        "device_token",
+        "token = 'odd' || chr(8232) || chr(65279) || chr(128169)",
+    ),
+    "due since ever": ("prompt", "due_at = '-infinity'"),
+    "due before Christ": ("prompt", "due_at = '4000-01-01 BC'"),
+    "not before the year 20000": ("prompt", "not_before = '20000-01-01'"),
+    "seen at the end of time": ("device_token", "last_seen_at = 'infinity'"),
+    "an activity of four hundred odd characters": ("prompt", "activity_ref = repeat(chr(128169), 400)"),
 }
 
 
@@ -81,12 +86,14 @@ def test_poison_prompts_never_block_the_others(make_world: Worlds, promise: Prom
         daemon = world.daemon(start=False)
         daemon.start(ready=False)
         wait_until(lambda: world.statuses().get("ready") == len(poisoned) + 100, "all ready")
-        for person, statement in zip(poisoned, POISON.values(), strict=True):
-            world.db.execute(statement.encode(), (person,))
+        for person, (table, change) in zip(poisoned, POISON.values(), strict=True):
+            world.db.execute(f"update herald.{table} set {change} where user_id = %s".encode(), (person,))
         world.db.execute("update herald.setting set paused_at = null")
         daemon.wait_for("ready")
         wait_until(lambda: world.statuses().get("sent", 0) >= 100, "the others are sent")
-        world.db.execute("update herald.prompt set status = 'expired', gate = 'expired' where not_before > '9999-01-01'")
+        world.db.execute(
+            "update herald.prompt set status = 'expired', gate = 'expired' where not_before > '9999-01-01'"
+        )
         world.rest()
         promise(world, unknown=())
         done = dict(world.ask("select user_id, status from herald.prompt where user_id = any(%s)", (others,)))
@@ -136,7 +143,8 @@ def test_fifty_evaluations_at_once_decide_once(make_world: Worlds, promise: Prom
 WITHOUT_A_LOCK = """
 do $spoil$
 begin
-  execute replace(replace(pg_get_functiondef('herald.evaluate(timestamptz,uuid)'::regprocedure), 'for no key update skip locked', ''),
+  execute replace(
+    replace(pg_get_functiondef('herald.evaluate(timestamptz,uuid)'::regprocedure), 'for no key update skip locked', ''),
     'set evaluated_through = greatest(s.evaluated_through, v_through)', 'set evaluated_through = s.evaluated_through');
 end
 $spoil$
@@ -154,7 +162,14 @@ def test_no_secret_shows_anywhere_at_debug_level(
         daemon = world.daemon(variant=variant)
         odd = {
             f"odd-{code.lower()}-": {"do": "status", "code": code}
-            for code in ("UNREGISTERED", "SENDER_ID_MISMATCH", "INVALID_ARGUMENT", "INVALID_TOKEN", "UNAVAILABLE", "NOT_FOUND")
+            for code in (
+                "UNREGISTERED",
+                "SENDER_ID_MISMATCH",
+                "INVALID_ARGUMENT",
+                "INVALID_TOKEN",
+                "UNAVAILABLE",
+                "NOT_FOUND",
+            )
         }
         fcm.set_faults(*(fault | {"token_prefix": prefix} for prefix, fault in odd.items()), seed=1)
         for prefix in odd:

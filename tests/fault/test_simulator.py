@@ -36,7 +36,9 @@ def test_a_hundred_thousand_steps_keep_the_promise() -> None:
         kept = ROOT / "bench-results" / "failing-seeds.json"
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(json.dumps(failed, indent=1))
-    assert not failed, f"{len(failed)} of {SEEDS} seeds, kept in bench-results: {dict(itertools.islice(failed.items(), 5))}"
+    assert not failed, (
+        f"{len(failed)} of {SEEDS} seeds, kept in bench-results: {dict(itertools.islice(failed.items(), 5))}"
+    )
     assert steps >= 100_000
 
 
@@ -50,9 +52,12 @@ def test_a_hundred_thousand_steps_keep_the_promise() -> None:
     ],
 )
 def test_control_each_usual_mistake_is_found_out(mistake: str, finds: str) -> None:
-    with pytest.raises(Violation, match=finds):
+    def run() -> None:
         for seed in range(300):
             Simulation(seed, mistakes=frozenset({mistake})).run(STEPS)
+
+    with pytest.raises(Violation, match=finds):
+        run()
 
 
 def test_the_same_seed_is_the_same_run() -> None:
@@ -67,9 +72,7 @@ def test_the_same_seed_is_the_same_run() -> None:
 def test_the_simulator_settles_as_the_database_does(db: psycopg.Connection) -> None:
     cases = [
         case
-        for case in itertools.product(
-            OUTCOMES, (-1, 0, 1), STATUSES, (False, True), (False, True), (False, True)
-        )
+        for case in itertools.product(OUTCOMES, (-1, 0, 1), STATUSES, (False, True), (False, True), (False, True))
         # nothing else of the kind can be open beside an open one; a note without 'sent' is of an earlier epoch's
         if not (case[5] and case[2] in ("ready", "sending")) and not (case[4] and case[2] != "sending")
     ]
@@ -78,7 +81,8 @@ def test_the_simulator_settles_as_the_database_does(db: psycopg.Connection) -> N
         "with want as (select * from unnest(%s::int[], %s::text[], %s::bigint[]) as w (n, outcome, epoch)) "
         "select w.n, s.applied, s.status from want as w, herald.settle("
         "  array[(select p.prompt_id from herald.prompt as p where p.activity_ref = 'case-' || w.n)], array[w.epoch], "
-        "  array[w.outcome], array['X'], array[now()], array[now()], array[null::uuid], array['projects/p/messages/1']) as s",
+        "  array[w.outcome], array['X'], array[now()], array[now()], array[null::uuid], "
+        "  array['projects/p/messages/1']) as s",
         (list(numbers), [case[0] for case in cases], [5 + case[1] for case in cases]),
     ).fetchall()
     found = {row[0]: row[2] if row[1] else None for row in rows}
@@ -91,7 +95,7 @@ def test_the_simulator_sweeps_as_the_database_does(db: psycopg.Connection) -> No
     cases = [("sent", 0, "sending", resend, noted, False) for resend in (False, True) for noted in (False, True)]
     numbers = prepare(db, cases)
     db.execute("select * from herald.sweep('0', now() + interval '1 hour')")
-    found = dict(db.execute("select activity_ref, status from herald.prompt").fetchall())
+    found: dict[str, str] = dict(db.execute("select activity_ref, status from herald.prompt").fetchall())
     for number, case in zip(numbers, cases, strict=True):
         assert found[f"case-{number}"] == swept(may_resend=case[3], noted=case[4]), case
 
@@ -103,7 +107,8 @@ def prepare(db: psycopg.Connection, cases: list[Any]) -> range:
         resend: row[0]
         for resend in (False, True)
         for row in db.execute(
-            "insert into herald.scenario (scenario_type, params, organisation_id, name, title_key, body_key, on_unknown) "
+            "insert into herald.scenario (scenario_type, params, organisation_id, name, title_key, body_key, "
+            "on_unknown) "
             "values ('milestone', '{\"counts\": [1]}', '00000000-0000-0000-0000-0000000000aa', 's', 't', 'b', %s) "
             "returning scenario_id",
             ("resend" if resend else "drop",),
@@ -111,11 +116,12 @@ def prepare(db: psycopg.Connection, cases: list[Any]) -> range:
     }
     for number, (_, _, status, resend, noted, another_open) in enumerate(cases):
         row = db.execute(
-            "insert into herald.prompt (scenario_id, scenario_type, user_id, activity_ref, idempotency_key, status, epoch, "
-            "attempts, owner, claimed_at, deadline, gate, cooldown_window_start, settled_at) "
+            "insert into herald.prompt (scenario_id, scenario_type, user_id, activity_ref, idempotency_key, status, "
+            "epoch, attempts, owner, claimed_at, deadline, gate, cooldown_window_start, settled_at) "
             "values (%(scenario)s, 'milestone', gen_random_uuid(), 'case-' || %(n)s, "
             "encode(sha256(convert_to(%(n)s::text, 'UTF8')), 'hex'), %(status)s, 5, 1, 'a', now(), now(), "
-            "case when %(status)s = 'skipped' then 'x' end, now(), now()) returning user_id, notification_id, prompt_id",
+            "case when %(status)s = 'skipped' then 'x' end, now(), now()) "
+            "returning user_id, notification_id, prompt_id",
             {"scenario": scenarios[resend], "n": number, "status": status},
         ).fetchone()
         assert row is not None

@@ -17,6 +17,7 @@ from tests.fault.world import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from uuid import UUID
 
     from pgherald.emulator.client import EmulatorProcess
     from tests.fault.invariants import Finding
@@ -39,11 +40,9 @@ def test_a_daemon_that_slept_through_its_lease_sends_nothing_and_reconciles(
         assert first.running
 
 
-def freeze(
-    world: World, people: list[object], accepted: bool, promise: Promise, *, spoiled: str | None
-) -> None:
+def freeze(world: World, people: list[UUID], accepted: bool, promise: Promise, *, spoiled: str | None) -> None:
     first = world.daemons["first"]
-    world.act(people)  # type: ignore[arg-type]
+    world.act(people)
     if accepted:
         world.wait_for_pushes(len(people))
     else:
@@ -75,9 +74,7 @@ def test_control_a_frozen_owner_and_a_lease_that_is_reclaimed_push_twice(
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_sigterm_with_fifty_in_flight(
-    make_world: Worlds, promise: Promise, fcm: EmulatorProcess, signals: int
-) -> None:
+def test_sigterm_with_fifty_in_flight(make_world: Worlds, promise: Promise, fcm: EmulatorProcess, signals: int) -> None:
     with make_world() as world:
         world.scenario()
         people = world.people(80)

@@ -60,7 +60,7 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = SETTLED) -
 
 
 def spooled_prompts(state_dir: Path) -> set[UUID]:
-    """The prompts in a spool on disk: read without the program's own code, as the frames are described in its module."""
+    """The prompts in a spool on disk, read without the program's own code, as its module describes the frames."""
     found: set[UUID] = set()
     for path in (state_dir / "spool").glob("*.spool"):
         with suppress(FileNotFoundError):
@@ -145,7 +145,9 @@ class Daemon:
             if len(self.events(event)) >= count:
                 return True
             if not self.running:
-                raise AssertionError(f"{self.name} ended with {self.process and self.process.returncode}: {self.text[-1500:]}")
+                raise AssertionError(
+                    f"{self.name} ended with {self.process and self.process.returncode}: {self.text[-1500:]}"
+                )
             return False
 
         wait_until(there, f"{event} of {self.name}; its log ends {self.text[-1500:]}", seconds)
@@ -224,7 +226,8 @@ class World:
         db = self.db
         db.execute("insert into app.organisation (id, name) values (%s, %s)", (ORGANISATION, NAME_CANARY))
         db.execute(
-            "insert into app.chapter (id, organisation_id, name) values (%s, %s, %s)", (CHAPTER, ORGANISATION, NAME_CANARY)
+            "insert into app.chapter (id, organisation_id, name) values (%s, %s, %s)",
+            (CHAPTER, ORGANISATION, NAME_CANARY),
         )
         return self
 
@@ -250,7 +253,7 @@ class World:
         until = time.monotonic() + SETTLED
         while True:
             try:
-                return self.db.execute(statement, parameters).fetchall()  # type: ignore[arg-type]
+                return self.db.execute(statement.encode(), parameters).fetchall()
             except psycopg.OperationalError:
                 if time.monotonic() > until:
                     raise
@@ -280,7 +283,8 @@ class World:
         self._people += count
         rows = self.ask(
             "with made as ("
-            "  insert into app.peer_mentor (chapter_id, time_zone) select %s, 'UTC' from generate_series(1, %s) returning user_id"
+            "  insert into app.peer_mentor (chapter_id, time_zone) select %s, 'UTC' from generate_series(1, %s) "
+            "  returning user_id"
             "), numbered as (select m.user_id, row_number() over () + %s as n from made as m"
             "), told as ("
             "  insert into herald.device_token (user_id, token, platform)"
@@ -368,9 +372,7 @@ class World:
                 continue
             android = message.get("android", {}).get("notification", {}).get("tag")
             apns = message.get("apns", {}).get("headers", {}).get("apns-collapse-id")
-            found.append(
-                Push(content["token"], UUID(message["data"]["notification_id"]), android or apns or "")
-            )
+            found.append(Push(content["token"], UUID(message["data"]["notification_id"]), android or apns or ""))
         return found
 
     def wait_for_pushes(self, count: int, seconds: float = SETTLED) -> None:
