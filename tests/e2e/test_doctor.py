@@ -22,7 +22,7 @@ from pgherald.doctor import database as examination
 from pgherald.doctor import servers, shipped
 from pgherald.emulator.client import emulator_process
 from tests.support.command import Command
-from tests.support.daemon import wait_for
+from tests.support.daemon import running_daemon, wait_for
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
@@ -226,16 +226,17 @@ def test_an_old_minor_release_is_a_problem_with_the_release_that_mends_it(
 
 @on_18
 def test_a_database_without_the_schema_is_told_to_migrate(doctor: Command, empty_database: Database) -> None:
-    what, _ = problems(Command({**doctor.settings, "PGHERALD_DATABASE_URL": empty_database.dsn}))["schema"]
-    assert "run `pgherald migrate`" in what
+    what, remedy = problems(Command({**doctor.settings, "PGHERALD_DATABASE_URL": empty_database.dsn}))["schema"]
+    assert "pgherald is not installed in this database" in what
+    assert remedy == "pgherald migrate"
 
 
 @on_18
 def test_a_login_without_the_daemon_s_role_is_told_the_grant(doctor: Command, database: Database) -> None:
-    what, _ = problems(Command({**doctor.settings, "PGHERALD_DATABASE_URL": database.dsn_as("authenticator")}))[
-        "schema"
-    ]
-    assert 'grant herald_daemon to "authenticator"' in what
+    stranger = Command({**doctor.settings, "PGHERALD_DATABASE_URL": database.dsn_as("authenticator")})
+    what, remedy = problems(stranger)["schema"]
+    assert 'the role "authenticator" may not use pgherald' in what
+    assert remedy == 'grant herald_daemon to "authenticator"'
 
 
 def test_a_replaced_function_is_seen_though_nobody_migrated(doctor: Command, db: psycopg.Connection) -> None:
@@ -398,6 +399,17 @@ def test_nobody_to_make_the_scheduled_runs_is_a_problem(doctor: Command, db: psy
     assert "no scheduled run since" in problems(doctor)["checks/41_stale_evaluation"][0]
     db.execute("select * from herald.evaluate()")
     assert problems(doctor) == {}
+
+
+@on_18
+def test_daemons_are_counted_wherever_they_run(
+    doctor: Command, database: Database, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    what, remedy = warnings(doctor)["daemons"]
+    assert "nothing is sent" in what
+    assert "pgherald run" in remedy
+    with running_daemon(database.daemon_dsn, emulator, tmp_path / "daemon"):
+        assert findings(doctor("doctor", "--json"), "ok")["daemons"][0] == "1 daemon listens"
 
 
 @on_18

@@ -98,7 +98,7 @@ def _soon(outbox: OutboxStatus) -> str:
     """When the next scheduled run is to be expected."""
     following = _next_run(outbox)
     if following is None:
-        return "unknown"
+        return "as soon as somebody makes them"
     if _is_late(outbox):
         return "overdue"
     return "now" if following <= outbox.now else ago(following, outbox.now)
@@ -204,7 +204,8 @@ def _scenario_lines(scenario: ScenarioStatus, outbox: OutboxStatus, to: Screen) 
     if scenario.mode == "off":
         runs = "no runs"
     else:
-        runs = f"last run {ago(scenario.last_run_at, outbox.now)}, next {_soon(outbox)}"
+        last = "no run yet" if scenario.last_run_at is None else f"last run {ago(scenario.last_run_at, outbox.now)}"
+        runs = f"{last}, next {_soon(outbox)}"
     yield to.wrap(f"{runs}; {', '.join(numbers)}", 2, 4)
     gates = {gate: n for gate, n in scenario.suppressed.items() if gate != "quiet_hours"}
     if listed(gates):

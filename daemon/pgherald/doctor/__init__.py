@@ -42,7 +42,14 @@ def document(findings: Sequence[Finding]) -> dict[str, Any]:
         "warnings": _number(findings, State.WARNING),
         "unseen": _number(findings, State.UNSEEN),
         "findings": [
-            {"check": each.check, "state": each.state, "what": each.what, "remedy": each.remedy} for each in findings
+            {
+                "part": each.part.name.lower(),
+                "check": each.check,
+                "state": each.state,
+                "what": each.what,
+                "remedy": each.remedy,
+            }
+            for each in findings
         ],
     }
 

@@ -79,6 +79,10 @@ where a.backend_type = 'client backend' and a.xact_start is not null and a.pid <
 order by a.xact_start
 limit 20"""
 
+_LISTENERS: Final = """select pg_catalog.count(*)
+from pg_catalog.pg_stat_activity as a
+where a.application_name = 'pgherald listener' and a.datname = pg_catalog.current_database()"""
+
 _PREPARED: Final = """select p.gid, p.owner, extract(epoch from pg_catalog.clock_timestamp() - p.prepared)::float8
 from pg_catalog.pg_prepared_xacts as p
 where p.database = pg_catalog.current_database() and p.prepared < pg_catalog.clock_timestamp() - interval '1 minute'
@@ -136,6 +140,7 @@ def examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
         yield from _functions(connection)
         yield from _login(connection, server)
         yield from _checks(eyes)
+        yield from _daemons(connection)
         yield from _queue(connection)
         yield from _schedule(connection, eyes, settings)
         yield from _plans(connection)
@@ -163,6 +168,7 @@ def _rows(connection: psycopg.Connection, statement: LiteralString, *values: Any
     with connection.transaction():
         connection.execute("set transaction read only")
         connection.execute("set local search_path = pg_catalog, pg_temp")
+        connection.execute("set local statement_timeout = '15s'")
         return connection.execute(statement, values or None).fetchall()
 
 
@@ -288,7 +294,8 @@ def _schema_version(settings: Settings) -> Iterator[Finding]:
     try:
         version = schema.check_for_daemon(settings.database_url)
     except ConfigError as error:
-        yield problem(part, check, str(error), "nothing that lies behind this could be looked at")
+        what, remedy = _schema_remedy(str(error))
+        yield problem(part, check, f"{what} (what lies behind this could not be looked at)", remedy)
         return
     if version > schema.shipped_version():
         yield warning(
@@ -299,6 +306,12 @@ def _schema_version(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield ok(part, "schema_version", f"schema version {version}, as this program needs it")
+
+
+def _schema_remedy(said: str) -> tuple[str, str]:
+    """What is wrong with the schema, and the command in the message apart."""
+    what, _, remedy = said.rpartition(": ")
+    return what, remedy.removeprefix("run ").replace(" on it", "").strip("`")
 
 
 def _functions(connection: psycopg.Connection) -> Iterator[Finding]:
@@ -369,6 +382,21 @@ def _words(name: str) -> str:
 
 
 # Schedule and queue.
+
+
+def _daemons(connection: psycopg.Connection) -> Iterator[Finding]:
+    """The sessions of this login that listen: daemons elsewhere count too."""
+    part, check = Part.SCHEDULE, "daemons"
+    number = _rows(connection, _LISTENERS)[0][0]
+    if number:
+        yield ok(part, check, f"{count(number, 'daemon')} {'listens' if number == 1 else 'listen'}")
+        return
+    yield warning(
+        part,
+        check,
+        f'no daemon that logs in as "{connection.info.user}" is connected: nothing is sent',
+        "systemctl start pgherald; or pgherald run",
+    )
 
 
 def _queue(connection: psycopg.Connection) -> Iterator[Finding]:
@@ -591,7 +619,8 @@ def _transactions(eyes: psycopg.Connection) -> Iterator[Finding]:
         "select pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')",
     )[0][0]
     bad = False
-    for pid, user, name, state, seconds in _rows(eyes, _SESSIONS):
+    sessions = _rows(eyes, _SESSIONS)
+    for pid, user, name, state, seconds in sessions:
         idle = str(state).startswith("idle in transaction")
         if seconds <= (IDLE_WARNING if idle else RUNNING_WARNING):
             continue
@@ -615,4 +644,5 @@ def _transactions(eyes: psycopg.Connection) -> Iterator[Finding]:
             f'grant pg_read_all_stats to "{eyes.info.user}"; or pgherald doctor --dba-url ...',
         )
     elif not bad:
-        yield ok(part, check, "no transaction is open for long")
+        oldest = f"the oldest transaction is {span(max(sessions[0][4], 0.0))} old" if sessions else "none is open"
+        yield ok(part, check, f"no transaction is open for long ({oldest})")
