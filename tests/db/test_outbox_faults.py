@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import pytest
 
 from tests.support.app import App
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     import psycopg
 
     from tests.support.postgres import Database
@@ -39,8 +40,8 @@ def claim(db: psycopg.Connection, owner: str = "a") -> int | None:
 
 def settle(db: psycopg.Connection, prompt: UUID, epoch: int, outcome: str) -> tuple[bool, str | None]:
     row = db.execute(
-        "select applied, status from herald.settle(array[%s::uuid], array[%s::bigint], array[%s], array['X'], array[now()], "
-        "array[now()], array[null::uuid], array['projects/p/messages/1'])",
+        "select applied, status from herald.settle(array[%s::uuid], array[%s::bigint], array[%s], array['X'], "
+        "array[now()], array[now()], array[null::uuid], array['projects/p/messages/1'])",
         (prompt, epoch, outcome),
     ).fetchone()
     assert row is not None
