@@ -266,6 +266,18 @@ def check_for_daemon(conninfo: str) -> int:
     return int(version)
 
 
+def excess_rights(conninfo: str) -> tuple[str, ...]:
+    """What this login may do beyond calling the daemon's functions: superuser, bypassrls, member, tables and the like.
+
+    Empty is how it should be; also where the database does not say.
+    """
+    with connect(conninfo) as connection:
+        try:
+            return tuple(kind for (kind,) in connection.execute("select distinct kind from herald.excess_rights()"))
+        except psycopg.Error:
+            return ()
+
+
 def _migrate(connection: psycopg.Connection, *, with_reference: bool, dry_run: bool) -> Report:
     if connection.info.server_version < OLDEST_SERVER:
         raise ConfigError(

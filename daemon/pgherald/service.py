@@ -88,7 +88,7 @@ def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
     settings = load_settings(environment())
     configure(settings.log_level)
     _lend_to_libraries(environment())
-    anyio.run(_run, settings, environment)
+    anyio.run(_run, settings, environment, backend_options={"use_uvloop": bool(os.environ.get("UV"))})
     return 0
 
 
@@ -229,6 +229,8 @@ async def _check_schema(conninfo: str) -> None:
             await anyio.sleep(0.5)
     if version > schema.shipped_version():
         log.warning("schema_newer", version=str(version))
+    for right in sorted(await anyio.to_thread.run_sync(schema.excess_rights, conninfo)):
+        log.warning("more_rights_than_needed", reason=right)
 
 
 async def _announce(parts: _Parts) -> None:

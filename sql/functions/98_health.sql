@@ -192,7 +192,7 @@ grant execute on function herald.cron_jobs to herald_daemon, herald_reader;
 
 -- Of the login, not of the role it put on: what it can take off, an intruder can too. What PUBLIC may do is not counted.
 create or replace function herald.excess_rights(p_role name default session_user)
-returns table (problem text, remedy text)
+returns table (problem text, remedy text, kind text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -201,17 +201,17 @@ as $$
     from pg_roles as r
     where r.rolname = p_role
   )
-  select format('role "%s" %s', l.rolname, a.what), format('alter role %I %s', l.rolname, a.without)
+  select format('role "%s" %s', l.rolname, a.what), format('alter role %I no%s', l.rolname, a.kind), a.kind
   from login as l
   cross join lateral (values
-    (l.rolsuper, 'is a superuser', 'nosuperuser'),
-    (l.rolbypassrls and not l.rolsuper, 'bypasses row-level security', 'nobypassrls'),
-    (l.rolcreaterole and not l.rolsuper, 'may create roles', 'nocreaterole'),
-    (l.rolreplication and not l.rolsuper, 'may replicate', 'noreplication')
-  ) as a (has, what, without)
+    (l.rolsuper, 'is a superuser', 'superuser'),
+    (l.rolbypassrls and not l.rolsuper, 'bypasses row-level security', 'bypassrls'),
+    (l.rolcreaterole and not l.rolsuper, 'may create roles', 'createrole'),
+    (l.rolreplication and not l.rolsuper, 'may replicate', 'replication')
+  ) as a (has, what, kind)
   where a.has
   union all
-  select format('role "%s" may act as "%s"', l.rolname, r.rolname), format('revoke %I from %I', r.rolname, l.rolname)
+  select format('role "%s" may act as "%s"', l.rolname, r.rolname), format('revoke %I from %I', r.rolname, l.rolname), 'member'
   from login as l
   cross join pg_roles as r
   where not l.rolsuper and r.oid <> l.oid and r.rolname <> 'herald_daemon'
@@ -222,7 +222,8 @@ as $$
   union all
   select
     format('role "%s" has rights on %s table%s, %s among them', l.rolname, t.n, case when t.n > 1 then 's' end, t.example),
-    format('revoke all on %s from %I', t.example, l.rolname)
+    format('revoke all on %s from %I', t.example, l.rolname),
+    'tables'
   from login as l
   cross join lateral (
     select count(*) as n, min(format('%I.%I', n.nspname, c.relname)) as example
@@ -243,6 +244,6 @@ as $$
   where not l.rolsuper and t.n > 0;
 $$;
 comment on function herald.excess_rights is
-  'What a role (the session''s own login) may do beyond calling the daemon''s functions, each with the statement that takes it away; no row is how it should be.';
+  'What a role (the session''s own login) may do beyond calling the daemon''s functions, each with the statement that takes it away, and its kind: superuser, bypassrls, createrole, replication, member, tables. No row is how it should be.';
 revoke all on function herald.excess_rights from public;
 grant execute on function herald.excess_rights to herald_daemon, herald_reader;
