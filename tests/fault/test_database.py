@@ -56,7 +56,7 @@ def test_a_database_that_goes_right_after_the_200_gets_its_records_later(
         daemon = world.daemon(dsn=dsn, variant=variant)
         fcm.set_faults({"do": "latency", "seconds": 0.25})
         world.act(people)
-        wait_until(lambda: world.statuses().get("sending") == len(people), "all claimed")
+        wait_until(lambda: daemon.metric("pgherald_in_flight") == len(people), "all under way")
         link.cut()
         world.wait_for_pushes(len(people))
         wait_until(lambda: len(world.note_spool(daemon)) == len(people), "all in the spool")
@@ -64,7 +64,10 @@ def test_a_database_that_goes_right_after_the_200_gets_its_records_later(
             world.kill(daemon)
         else:
             wait_until(lambda: "database_away" in daemon.page("/readyz"), "it says so")
-        time.sleep(0.5)
+            if variant is None:
+                daemon.wait_for("record_failed")
+            else:
+                time.sleep(7)  # longer than a connection is waited for
         link.mend()
         if killed:
             world.restart(daemon)
@@ -85,7 +88,7 @@ def test_a_late_owner_turns_unknown_into_sent(make_world: Worlds, promise: Promi
         first = world.daemon("first", dsn=dsn)
         fcm.set_faults({"do": "latency", "seconds": 0.25})
         world.act(people)
-        wait_until(lambda: world.statuses().get("sending") == len(people), "all claimed")
+        wait_until(lambda: first.metric("pgherald_in_flight") == len(people), "all under way")
         link.cut()
         wait_until(lambda: len(world.note_spool(first)) == len(people), "all in the spool")
         second = world.daemon("second")
@@ -322,7 +325,7 @@ def test_a_read_only_server_keeps_records_waiting_and_takes_them_later(
         daemon = world.daemon()
         fcm.set_faults({"do": "latency", "seconds": 0.25})
         world.act(people)
-        wait_until(lambda: world.statuses().get("sending") == len(people), "all claimed")
+        wait_until(lambda: daemon.metric("pgherald_in_flight") == len(people), "all under way")
         with own_server.admin() as admin:
             admin.execute("alter system set default_transaction_read_only = on")
             admin.execute("select pg_reload_conf()")
