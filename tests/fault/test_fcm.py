@@ -138,7 +138,7 @@ def test_no_road_to_fcm_means_not_sent_for_certain(
         world.scenario()
         people = world.people(6)
         world.act(people)
-        for endpoint in nowhere:
+        for endpoint in nowhere if variant is None else nowhere[:1]:
             daemon = world.daemon(variant=variant, start=False, fcm_endpoint=endpoint)
             daemon.start(ready=False)
             daemon.wait_for("prompt_settled")
