@@ -1,0 +1,61 @@
+"""Every command says what it is for, and each that a program may read has --json."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from pgherald import commands
+from tests.support.command import Command
+
+
+def leaves(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], set[str]]:
+    """The commands without further ones below them, each with its options."""
+    below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]  # noqa: SLF001
+    if not below:
+        return {path: {option for each in parser._actions for option in each.option_strings}}  # noqa: SLF001
+    found: dict[tuple[str, ...], set[str]] = {}
+    for name, child in below[0].choices.items():
+        found |= leaves(child, (*path, name))
+    return found
+
+
+def operators() -> dict[tuple[str, ...], set[str]]:
+    parser = argparse.ArgumentParser()
+    commands.add_parsers(parser.add_subparsers())
+    return leaves(parser)
+
+
+def test_the_commands_are_those_of_the_contract() -> None:
+    assert {" ".join(path) for path in operators()} == {
+        "status",
+        "evaluate",
+        "preview",
+        "backtest",
+        "why",
+        "describe",
+        "failed list",
+        "failed retry",
+        "failed discard",
+        "unknown list",
+        "unknown resolve",
+        "pause",
+        "resume",
+        "send-test",
+        "tokens list",
+        "tokens verify",
+        "tokens prune",
+        "doctor",
+    }
+
+
+@pytest.mark.parametrize("path", operators(), ids=" ".join)
+def test_each_command_has_help_json_and_the_daemon_s_settings_file(path: tuple[str, ...]) -> None:
+    assert {"--help", "--json", "--settings-file"} <= operators()[path]
+    answer = Command({"COLUMNS": "80"})(*path, "--help")
+    assert (answer.code, answer.err) == (0, "")
+    usage, _, text = answer.out.partition("\n\n")
+    assert usage.startswith(f"usage: pgherald {' '.join(path)}")
+    assert len(text.split("\n\n")[0]) > 40, "a sentence or two on what it does"
+    assert max(map(len, answer.out.splitlines())) <= 80
