@@ -60,16 +60,38 @@ comment on function herald.maintain_batch is 'Deletes one batch of what is older
 revoke all on function herald.maintain_batch from public;
 grant execute on function herald.maintain_batch to herald_daemon;
 
--- A procedure, so that each batch commits on its own and vacuum can follow.
+create or replace function herald.run_retention()
+returns interval
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select g.run_retention from herald.setting as g;
+$$;
+comment on function herald.run_retention is 'How long evaluation runs, and pg_cron''s own record of its jobs, are kept.';
+revoke all on function herald.run_retention from public;
+
+-- A procedure, so that each batch commits on its own and vacuum can follow. pg_cron keeps a row of every run of a job for
+-- ever (1,440 a day of ours): its own row security leaves the caller those of its own jobs, and of them ours are deleted. A
+-- role without that right goes without.
 create or replace procedure herald.maintain(p_now timestamptz default now(), p_batch integer default 10000)
 language plpgsql
 as $$
+declare
+  v_details regclass := pg_catalog.to_regclass('cron.job_run_details');
 begin
   while herald.maintain_batch(p_now, p_batch)
   loop
     commit;
   end loop;
+  if v_details is not null and pg_catalog.has_table_privilege(v_details, 'DELETE') then
+    execute pg_catalog.format(
+      'delete from %s as d where d.end_time operator(pg_catalog.<) $1 and d.jobid operator(pg_catalog.=) any '
+      '(array(select j.jobid from cron.job as j where j.jobname in (''herald-evaluate'', ''herald-maintain'')))',
+      v_details
+    ) using p_now operator(pg_catalog.-) herald.run_retention();
+  end if;
 end
 $$;
-comment on procedure herald.maintain is 'Deletes what is older than the retentions of herald.setting, batch by batch.';
+comment on procedure herald.maintain is
+  'Deletes what is older than the retentions of herald.setting, batch by batch, pg_cron''s record of our jobs included.';
 revoke all on procedure herald.maintain from public;
