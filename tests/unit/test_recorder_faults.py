@@ -1,0 +1,106 @@
+"""The recorder where the database is late, forgets its answer, or no longer knows the prompt."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import anyio
+import psycopg
+import pytest
+
+from pgherald.metrics import Metrics
+from pgherald.model import DeviceId, NotificationId, PromptId
+from pgherald.recorder import Outcome, Recorder
+from pgherald.spool import Entry
+from pgherald.store import Settled, Settlement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pgherald.model import Revoked
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+SERIES = ("milestone", "sent")
+
+
+class Ledger:
+    """Takes what it is given; `failures` calls come to nothing, `forgotten` ones do their work and do not say so."""
+
+    def __init__(self, *, failures: int = 0, forgotten: int = 0, knows: bool = True) -> None:
+        self.failures, self.forgotten, self.knows = failures, forgotten, knows
+        self.calls: list[list[Settlement]] = []
+        self.statuses: dict[PromptId, str] = {}
+
+    async def settle(
+        self, settlements: Sequence[Settlement], revoked: Sequence[Revoked] = ()
+    ) -> tuple[Mapping[PromptId, Settled], Mapping[DeviceId, str]]:
+        await anyio.lowlevel.checkpoint()
+        self.calls.append(list(settlements))
+        if self.failures:
+            self.failures -= 1
+            raise psycopg.OperationalError
+        answer = {}
+        for each in settlements:
+            applied = self.statuses.get(each.prompt_id) != each.outcome
+            self.statuses[each.prompt_id] = each.outcome
+            answer[each.prompt_id] = Settled(applied, each.outcome) if self.knows else Settled(False, None)
+        if self.forgotten:
+            self.forgotten -= 1
+            raise psycopg.OperationalError
+        return answer, {}
+
+
+class Journal:
+    def __init__(self) -> None:
+        self.entries: set[PromptId] = set()
+
+    async def append(self, entries: Sequence[Entry]) -> None:
+        self.entries |= {each.prompt_id for each in entries}
+
+    async def done(self, ids: Iterable[PromptId]) -> None:
+        self.entries -= set(ids)
+
+
+def outcome(prompt: UUID, said: str, epoch: int = 1) -> Outcome:
+    prompt_id = PromptId(prompt)
+    entry = Entry(prompt_id, epoch, NotificationId(uuid4()), DeviceId(uuid4()), "projects/p/messages/1", NOW)
+    return Outcome(Settlement(prompt_id, epoch, said, NOW), "milestone", entry=entry if said == "sent" else None)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.anyio
+async def test_two_outcomes_of_one_prompt_never_share_a_transaction() -> None:
+    prompt = uuid4()
+    ledger, journal = Ledger(failures=1), Journal()
+    recorder = Recorder(ledger, journal, Metrics())
+    assert not await recorder.record(outcome(prompt, "sent", 1))  # owed: the database was away
+    ledger.failures = 1
+    assert not await recorder.record(outcome(prompt, "failed", 2))
+    await recorder.pay()
+    assert [[each.outcome for each in call] for call in ledger.calls[2:]] == [["sent"], ["failed"]]
+    assert journal.entries == set()
+    assert recorder.owed == 0
+
+
+@pytest.mark.anyio
+async def test_a_commit_whose_answer_was_lost_is_counted_once() -> None:
+    metrics, journal = Metrics(), Journal()
+    recorder = Recorder(Ledger(forgotten=1), journal, metrics)
+    assert not await recorder.record(outcome(uuid4(), "sent"))
+    assert len(journal.entries) == 1
+    await recorder.pay()
+    assert metrics.prompts_total.value(*SERIES) == 1
+    assert journal.entries == set()
+
+
+@pytest.mark.anyio
+async def test_an_acceptance_of_a_prompt_that_is_gone_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Recorder(Ledger(knows=False), Journal(), Metrics())
+    await recorder.record(outcome(uuid4(), "sent"))
+    assert '"event":"record_orphaned"' in capsys.readouterr().err
