@@ -184,7 +184,12 @@ begin
         ) then 'no_device_token'
       end as stopped_by
     from candidate as c
-    left join herald.source_recipient as r on r.user_id = c.user_id
+    left join lateral (
+      select v.user_id, v.organisation_id, v.chapter_id, v.time_zone, v.is_active
+      from herald.source_recipient as v
+      where v.user_id = c.user_id
+      offset 0
+    ) as r on true
     cross join herald.setting as g
     where r.user_id is null
       or (r.organisation_id = p_scenario.organisation_id and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id))

@@ -331,9 +331,14 @@ begin
     from herald.scenario as s
     where s.mode in ('on', 'canary') and s.held_at is null
       and exists (
-        select from herald.source_recipient as r
-        where r.user_id = any (v_users) and r.organisation_id = s.organisation_id
-          and (s.chapter_id is null or r.chapter_id = s.chapter_id)
+        select from unnest(v_users) as u (user_id)
+        cross join lateral (
+          select v.organisation_id, v.chapter_id
+          from herald.source_recipient as v
+          where v.user_id = u.user_id
+          offset 0
+        ) as r
+        where r.organisation_id = s.organisation_id and (s.chapter_id is null or r.chapter_id = s.chapter_id)
       )
     order by s.priority desc, s.scenario_id
   loop

@@ -105,8 +105,16 @@ begin
             else 'revoked ' || herald.moment_text(d.revoked_at, v_zone) || ' (' || d.revoked_reason || ')'
           end), '; ' order by d.revoked_at is not null, d.last_seen_at desc),
         'no device was ever registered, or it was signed out')
-    from herald.device_token as d
-    where d.user_id = p_user;
+    from (
+      -- an index for each half
+      select t.platform, t.last_seen_at, t.revoked_at, t.revoked_reason
+      from herald.device_token as t
+      where t.user_id = p_user and t.revoked_at is null
+      union all
+      select t.platform, t.last_seen_at, t.revoked_at, t.revoked_reason
+      from herald.device_token as t
+      where t.user_id = p_user and t.revoked_at is not null
+    ) as d;
   select s.daily_cap into v_cap from herald.setting as s;
   v_count := herald.pushes_today(p_user, p_now, v_zone) + herald.pushes_planned(p_user, p_now, v_zone);
   return query select 'daily_cap', v_cap is null or v_count < v_cap,

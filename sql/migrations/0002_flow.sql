@@ -119,6 +119,7 @@ create table herald.device_token (
 comment on table herald.device_token is 'Addresses for FCM. Closed to clients: phones use herald.register_device_token().';
 comment on column herald.device_token.kind is 'token: a registration token; fid: a Firebase installation id.';
 create index device_token_live on herald.device_token (user_id, platform) where revoked_at is null;
+create index device_token_gone on herald.device_token (user_id) where revoked_at is not null;
 
 create table herald.evaluation_run (
   run_id bigint generated always as identity primary key,
