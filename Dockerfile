@@ -18,8 +18,13 @@ COPY systemd systemd
 # Not editable: the wheel carries the SQL as files of its own.
 RUN pip --python /opt/pgherald/bin/python install --no-cache-dir --no-deps --no-build-isolation . \
  && /opt/pgherald/bin/pgherald --help >/dev/null
+# What is in it: docker run --rm --entrypoint cat pgherald /opt/pgherald/sbom.cdx.json
+RUN /opt/pgherald/bin/python systemd/sbom.py >/opt/pgherald/sbom.cdx.json
 
 FROM python:3.13-slim
+LABEL org.opencontainers.image.title=pgherald \
+      org.opencontainers.image.description="Pushes what Postgres finds due through Firebase Cloud Messaging" \
+      org.opencontainers.image.sbom=/opt/pgherald/sbom.cdx.json
 RUN useradd --system --uid 10477 --home-dir /var/lib/pgherald --shell /usr/sbin/nologin pgherald \
  && install --directory --owner=pgherald --group=pgherald --mode=0700 /var/lib/pgherald
 COPY --from=build /opt/pgherald /opt/pgherald
