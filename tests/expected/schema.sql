@@ -280,7 +280,7 @@ CREATE FUNCTION herald.evaluators() RETURNS TABLE(scenario_type text, purpose te
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
-CREATE FUNCTION herald.excess_rights(p_role name DEFAULT SESSION_USER) RETURNS TABLE(problem text, remedy text)
+CREATE FUNCTION herald.excess_rights(p_role name DEFAULT SESSION_USER) RETURNS TABLE(problem text, remedy text, kind text)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
@@ -553,6 +553,11 @@ CREATE FUNCTION herald.ring() RETURNS void
 
 CREATE FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) RETURNS record
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.run_retention() RETURNS interval
+    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -1095,6 +1100,8 @@ ALTER TABLE ONLY herald.setting
 ALTER TABLE ONLY herald.shipped_function
     ADD CONSTRAINT shipped_function_pkey PRIMARY KEY (signature);
 
+CREATE INDEX device_token_gone ON herald.device_token USING btree (user_id) WHERE (revoked_at IS NOT NULL);
+
 CREATE INDEX device_token_live ON herald.device_token USING btree (user_id, platform) WHERE (revoked_at IS NULL);
 
 CREATE INDEX evaluation_run_scenario ON herald.evaluation_run USING btree (scenario_id, started_at);
@@ -1530,6 +1537,8 @@ GRANT ALL ON FUNCTION herald.revoke_devices(p_device uuid[], p_last_seen_at time
 REVOKE ALL ON FUNCTION herald.ring() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.run_retention() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) FROM PUBLIC;
 
