@@ -53,7 +53,7 @@ fmt: $(VENV)/.dev ## format the Python sources
 	@$(BIN)/ruff check --quiet --fix-only .
 
 expected: $(VENV)/.dev ## write tests/expected/ anew from what the migrations now make
-	@$(BIN)/python -m pytest tests/db/test_expected_schema.py --update-expected -p no:randomly $(ARGS)
+	@$(BIN)/python -m pytest tests/db/test_expected_schema.py tests/db/test_roles.py -k expected --update-expected -p no:randomly $(ARGS)
 
 # --custom-compile-command keeps the address of the package index, and anything else of this machine, out of the locks.
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-hashes --no-emit-index-url \

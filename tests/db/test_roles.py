@@ -25,8 +25,8 @@ EXPECTED = Path(__file__).parents[1] / "expected" / "privileges.txt"
 
 HEADER = """\
 # What everybody but herald_owner may do in schema herald after `pgherald migrate`: role, object, rights; nothing else is
-# granted. Then the functions that run with their owner's rights, each with its settings. Read by reviewers, compared by
-# tests/db/test_roles.py, written anew by: pytest tests/db/test_roles.py --update-expected
+# granted. Then the functions that run with their owner's rights, all of them with a pinned search path.
+# Written by `make expected`, read by reviewers, compared by tests/db/test_roles.py.
 """
 
 # Supabase's: the bootstrap superuser is supabase_admin, and `postgres` is what customers get. Here the bootstrap
@@ -99,7 +99,7 @@ order by r.rolname collate "C", g.kind, g.object collate "C"
 """
 
 DEFINERS = """
-select p.oid::regprocedure::text, array_to_string(p.proconfig, '; ')
+select p.oid::regprocedure::text
 from pg_proc as p where p.pronamespace = 'herald'::regnamespace and p.prosecdef
 order by p.oid::regprocedure::text collate "C"
 """
@@ -108,7 +108,7 @@ order by p.oid::regprocedure::text collate "C"
 def privileges(database: Database) -> str:
     connection = database.connect()
     lines = [" | ".join(row) for row in connection.execute(PRIVILEGES)]
-    definers = [f"security definer | {name} | {config}" for name, config in connection.execute(DEFINERS)]
+    definers = [f"security definer | {name}" for (name,) in connection.execute(DEFINERS)]
     return HEADER + "\n".join(lines) + "\n\n" + "\n".join(definers) + "\n"
 
 
@@ -152,7 +152,7 @@ def test_privileges_are_the_expected_ones(database: Database, request: pytest.Fi
     found = privileges(database)
     if request.config.getoption("--update-expected"):
         EXPECTED.write_text(found)
-    assert found.splitlines() == EXPECTED.read_text().splitlines(), "if this is meant: --update-expected, and commit it"
+    assert found.splitlines() == EXPECTED.read_text().splitlines(), "if this is meant: make expected, and commit it"
 
 
 @pytest.mark.parametrize("version", ["18", "15"])
