@@ -87,6 +87,11 @@ class Settings:
     scheduler: Scheduler
     log_level: LogLevel
 
+    @property
+    def sends_to_this_machine(self) -> bool:
+        """Whether the endpoint is an emulator or a sink here, which needs no gentle beginning."""
+        return _is_loopback(urlsplit(self.fcm_endpoint).hostname or "")
+
 
 class _Wrong(Exception):
     """What is wrong with one value, in words that do not repeat it."""

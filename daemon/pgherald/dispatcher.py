@@ -127,7 +127,7 @@ class PushNotificationDispatcher:
         self._metrics = metrics
         self._config = config
         self._rng = rng or Random()
-        self._slots = anyio.CapacityLimiter(config.max_in_flight)
+        self._slots = anyio.Semaphore(config.max_in_flight, fast_acquire=True)
         self._expected = 0
         self._under_way = 0
         self._freed = anyio.Event()
@@ -179,7 +179,9 @@ class PushNotificationDispatcher:
         accepted: Sent | None = None
         doubt: Unknown | None = None
         failure: Failed | None = None
-        for device in payload.devices:
+        for number, device in enumerate(payload.devices):
+            if number > 0:
+                self._pacing.charge(time.monotonic(), 1)  # the claim's allowance was for one
             answer = await self._ask(payload, device)
             match answer:
                 case Accepted(name):

@@ -38,6 +38,10 @@ HEAD_MAX: Final = 16_384
 ADDRESS_PATIENCE: Final = 0.5
 """Seconds for one address of a server before the next is tried: a broken IPv6 costs this once, not every connection."""
 
+CONNECTING_MAX: Final = 32
+"""Connections made at once: with five hundred begun together on a slow machine, each handshake would be late and thrown
+away, again and again. Meanwhile one that is in use may come free, and serves as well."""
+
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEAD: Final = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: [^\r\n\0]*)?((?:\r\n" + _TOKEN + rb":[^\r\n\0]*)*)")
 _FIELD: Final = re.compile(rb"\r\n(" + _TOKEN + rb"):([^\r\n\0]*)")
@@ -71,6 +75,7 @@ class Http1Transport:
         self._ssl_context = ssl_context or httpx2.create_ssl_context()
         self._ssl_context.set_alpn_protocols(["http/1.1"])
         self._slots = anyio.Semaphore(max_connections, fast_acquire=True)
+        self._connecting = anyio.Semaphore(CONNECTING_MAX, fast_acquire=True)
         self._idle: dict[_Target, list[_Connection]] = {}
         self._all: set[_Connection] = set()
         self._worked: dict[str, str] = {}
@@ -97,10 +102,10 @@ class Http1Transport:
         """See `pgherald.fcm.Transport`."""
         target = _target(url)
         request = b"%bcontent-length: %d\r\n%b\r\n%b" % (target.line, len(body), self._lines(headers), body)
-        await self._slot(deadline)
+        await _acquire(self._slots, deadline)
         connection = None
         try:
-            connection = self._kept(target) or await self._connected(target, deadline)
+            connection = self._kept(target) or await self._made(target, deadline)
             patience = deadline - time.monotonic()
             if patience <= 0:
                 raise NotSent
@@ -122,15 +127,6 @@ class Http1Transport:
             self._fields = (key, "".join(f"{name}: {value}\r\n" for name, value in key).encode("ascii"))
         return self._fields[1]
 
-    async def _slot(self, deadline: float) -> None:
-        try:
-            self._slots.acquire_nowait()
-        except anyio.WouldBlock:
-            with anyio.move_on_after(deadline - time.monotonic()) as scope:
-                await self._slots.acquire()
-            if scope.cancelled_caught:
-                raise NotSent from None
-
     def _kept(self, target: _Target) -> _Connection | None:
         """The connection that was idle for the shortest time, if it is still any good."""
         idle = self._idle.get(target, ())
@@ -149,6 +145,14 @@ class Http1Transport:
         if idle and not idle[0].is_young():
             idle.pop(0).abort()
         idle.append(connection)
+
+    async def _made(self, target: _Target, deadline: float) -> _Connection:
+        """A new connection, or one that came free while others were being made."""
+        await _acquire(self._connecting, deadline)
+        try:
+            return self._kept(target) or await self._connected(target, deadline)
+        finally:
+            self._connecting.release()
 
     async def _connected(self, target: _Target, deadline: float) -> _Connection:
         """A new connection: to the address that worked last, or else to each in turn, the last one with all patience.
@@ -178,6 +182,17 @@ class Http1Transport:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(lambda: _Connection(self._all), address, target.port, **tls)
         return connection
+
+
+async def _acquire(slots: anyio.Semaphore, deadline: float) -> None:
+    """Take one of them, or raise NotSent at the deadline."""
+    try:
+        slots.acquire_nowait()
+    except anyio.WouldBlock:
+        with anyio.move_on_after(deadline - time.monotonic()) as scope:
+            await slots.acquire()
+        if scope.cancelled_caught:
+            raise NotSent from None
 
 
 class _Connection(asyncio.Protocol):

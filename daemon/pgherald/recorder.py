@@ -1,14 +1,14 @@
 """From outcomes to records: the spool first where FCM accepted, then the database, for as long as it takes.
 
-`Recorder.record` is called by the dispatcher for every claimed prompt, exactly once. Whoever comes while a batch is
-being written waits for the next one, so batches grow with the load. A record that could not be written is owed: it is
+`Recorder.record` is called by the dispatcher for every claimed prompt, exactly once. Whoever comes while the spool is
+busy shares the next write to it, and then waits once for all the rest: batches grow with the load. A record that could not be written is owed: it is
 told about once, with what a person needs to find it, and written again and again by `run` until it is in. The push
 itself is never repeated here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -60,6 +60,14 @@ class Outcome:
     tried: bool = False
 
 
+@dataclass(eq=False, slots=True)
+class _Batch:
+    """Outcomes that go to the spool together; the first one's caller sees to all of them."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    finished: anyio.Event = field(default_factory=anyio.Event)
+
+
 class Recorder:
     """Writes outcomes, in batches, and keeps what it owes."""
 
@@ -70,6 +78,8 @@ class Recorder:
         self._rng = rng or Random()
         self._queue: list[Outcome] = []
         self._owed: list[Outcome] = []
+        self._gathering: _Batch | None = None
+        self._spooling = anyio.Lock()
         self._turn = anyio.Lock()
         self._owing = anyio.Event()
 
@@ -80,17 +90,34 @@ class Recorder:
 
     async def record(self, outcome: Outcome) -> bool:
         """Write one outcome; True once it is in the database, False if it is owed and `run` goes on trying."""
-        if outcome.entry is not None:
+        leads = self._gathering is None
+        batch = self._gathering = self._gathering or _Batch()
+        batch.outcomes.append(outcome)
+        if leads:
             try:
-                await self._journal.append([outcome.entry])
-            except SpoolFailed as error:
-                # The push was accepted and is known only here: the record itself is now what saves it.
-                log.critical("spool_failed", **_details(outcome), reason=error.code)
-        self._queue.append(outcome)
-        async with self._turn:
-            if not outcome.tried:
-                await self._write_batch()
+                with anyio.CancelScope(shield=True):
+                    await self._record(batch)
+            finally:
+                batch.finished.set()
+        else:
+            await batch.finished.wait()
         return outcome.written
+
+    async def _record(self, batch: _Batch) -> None:
+        async with self._spooling:
+            self._gathering = None  # whoever comes from now on makes up the next one
+            accepted = [outcome for outcome in batch.outcomes if outcome.entry is not None]
+            try:
+                await self._journal.append([outcome.entry for outcome in accepted if outcome.entry is not None])
+            except SpoolFailed as error:
+                # The pushes were accepted and are known only here: the records themselves are now what saves them.
+                for outcome in accepted:
+                    log.critical("spool_failed", **_details(outcome), reason=error.code)
+        self._queue += batch.outcomes
+        async with self._turn:
+            # What `pay` has taken out of the queue meanwhile is owed, if it is not written.
+            while self._queue and any(not outcome.tried for outcome in batch.outcomes):
+                await self._write_batch()
 
     async def replay(self, entries: Sequence[Entry]) -> None:
         """Write the records of acceptances that an earlier run left in the spool; returns when all are in or owed."""
