@@ -1,9 +1,9 @@
 """From outcomes to records: the spool first where FCM accepted, then the database, for as long as it takes.
 
 `Recorder.record` is called by the dispatcher for every claimed prompt, exactly once. Whoever comes while the spool is
-busy shares the next write to it, and then waits once for all the rest: batches grow with the load. A record that could not be written is owed: it is
-told about once, with what a person needs to find it, and written again and again by `run` until it is in. The push
-itself is never repeated here.
+busy shares the next write to it, and then waits once for all the rest: batches grow with the load. A record that could
+not be written is owed: it is told about once, with what a person needs to find it, and written again and again by `run`
+until it is in. The push itself is never repeated here.
 """
 
 from __future__ import annotations

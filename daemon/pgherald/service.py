@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 DRAIN_DEADLINES: Final = 3.0
 """At a stop, what is under way may take so many send deadlines, and then the records a few seconds more."""
 
+DRAIN_PATIENCE: Final = 20.0
+"""Seconds that a start may drain what has waited before it says that it is ready; below systemd's time-out."""
+
 CONNECT_PATIENCE: Final = 10.0
 """Seconds that a start waits for a database that is not there; then it ends with 1, for the service manager to try."""
 
@@ -69,8 +72,8 @@ REPORT_SECONDS: Final = 5.0
 """How often systemd is told how things are."""
 
 TLS_BUFFER: Final = 16_384
-"""Bytes that asyncio keeps for reading from each TLS connection, for as long as it lives: one record. By default it is 16
-times as much, which for 500 connections is 120 MB."""
+"""Bytes that asyncio keeps for reading from each TLS connection, for as long as it lives: one record. By default it is
+16 times as much, which for 500 connections is 120 MB."""
 
 EXTENSION: Final = 30.0
 """Seconds by which a start that goes on (a long spool, a long queue) puts off its time-out, again and again."""
@@ -240,8 +243,9 @@ async def _check_schema(conninfo: str) -> None:
 
 
 async def _announce(parts: _Parts) -> None:
-    """Ready once it has listened and there was nothing left to do."""
-    await parts.worker.drained.wait()
+    """Ready once it has listened and there was nothing left to do; a long backlog is worked off while it is ready."""
+    with anyio.move_on_after(DRAIN_PATIENCE):
+        await parts.worker.drained.wait()
     parts.health.set_ready()
     parts.notifier.ready(parts.status())
     log.info("ready")
