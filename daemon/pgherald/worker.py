@@ -121,6 +121,7 @@ class Worker:
                     failures = 0
                     self._health.clear("database_away")
                     if waiting is not None and self._is_kept_from(waiting):
+                        self.drained.set()
                         await self._back_off()
                     elif waiting is None or self._has_work(waiting):
                         await self._locks.stay_awake()

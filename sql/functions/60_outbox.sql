@@ -40,7 +40,10 @@ begin
       s.body_key,
       s.devices = 'all' as all_devices,
       herald.cooldown_window_start(p_now, s.cooldown) as window_start,
-      case when s.quiet_from is not null then herald.quiet_end(p_now, s.quiet_from, s.quiet_until, r.time_zone) end as quiet_end,
+      case
+        when s.paused_at is not null then 'infinity'
+        when s.quiet_from is not null then herald.quiet_end(p_now, s.quiet_from, s.quiet_until, r.time_zone)
+      end as quiet_end,
       case
         when greatest(q.due_at, s.started_at) + s.expires_after <= p_now then 'expired'
         when s.mode in ('off', 'shadow') then s.mode
@@ -73,7 +76,7 @@ begin
         when w.quiet_end is not null then 'deferred'
         else 'send'
       end as decision,
-      coalesce(w.stopped_by, case when w.quiet_end is not null then 'quiet_hours' end) as gate
+      coalesce(w.stopped_by, case when w.quiet_end = 'infinity' then 'paused' when w.quiet_end is not null then 'quiet_hours' end) as gate
     from weighed as w
   ), claimed as (
     update herald.prompt as p

@@ -371,3 +371,34 @@ def test_the_app_does_not_wait_for_a_daemon_that_hangs(
     daemon.process.send_signal(signal.SIGCONT)
     settled(organisation, 20)
     assert len(emulator.messages()) == 20
+
+
+def test_a_daemon_started_while_all_is_paused_is_ready_and_sends_on_resume(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    scenario_id = organisation.scenario()
+    organisation.enqueue(scenario_id, organisation.mentor("phone-1"))
+    organisation.db.execute("select herald.pause()")
+    with running_daemon(database.daemon_dsn, emulator, tmp_path):
+        assert emulator.messages() == []
+        organisation.db.execute("select herald.resume()")
+        settled(organisation)
+    assert len(emulator.messages()) == 1
+
+
+def test_a_prompt_that_comes_back_while_its_scenario_is_paused_waits_for_the_resume(
+    organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    emulator.set_faults({"do": "status", "status": 503, "next": 1})
+    scenario_id = organisation.scenario()
+    person = organisation.mentor("phone-1")
+    organisation.enqueue(scenario_id, person)
+    wait_for(lambda: len(organisation.histories()) == 1)
+    organisation.db.execute("update herald.scenario set paused_at = now() where scenario_id = %s", (scenario_id,))
+    organisation.db.execute("update herald.prompt set not_before = now()")  # as if the back-off had passed
+    organisation.db.execute("select herald.ring()")
+    wait_for(lambda: organisation.prompts()[person] == ("ready", "paused"))
+    assert emulator.messages() == []
+    organisation.db.execute("select herald.resume(%s)", (scenario_id,))
+    settled(organisation)
+    assert len(emulator.messages()) == 1
