@@ -141,7 +141,8 @@ def test_every_parameter_of_every_type_is_said_in_english_and_norwegian(db: psyc
     # The table leaves no parameter out.
     said = {(scenario_type, name) for scenario_type, params, *_ in EXAMPLES for name in params}
     known = db.execute(
-        "select t.scenario_type, k from herald.scenario_type as t, jsonb_object_keys(t.params_schema -> 'properties') as k"
+        "select t.scenario_type, k from herald.scenario_type as t "
+        "cross join jsonb_object_keys(t.params_schema -> 'properties') as k"
     ).fetchall()
     assert said == set(known)
 
@@ -166,7 +167,8 @@ def test_the_sentence_of_the_design_comes_out_word_for_word(db: psycopg.Connecti
         )
     )
     assert described(db, scenario) == (
-        "Send 3 days after a first contact, if wellbeing was a concern; at most once a week; not between 21:00 and 08:00"
+        "Send 3 days after a first contact, if wellbeing was a concern; at most once a week; "
+        "not between 21:00 and 08:00"
     )
 
 
@@ -232,7 +234,8 @@ def test_a_type_without_norwegian_is_said_in_english_to_the_end(db: psycopg.Conn
     app = App(db).create()
     db.execute(
         "create function public.due_never(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
-        "returns setof herald.candidate language sql stable as 'select null::uuid, null::text, null::timestamptz where false'"
+        "returns setof herald.candidate language sql stable as "
+        "'select null::uuid, null::text, null::timestamptz where false'"
     )
     db.execute(
         "select herald.register_scenario_type('never', 'public.due_never', %s, %s)",

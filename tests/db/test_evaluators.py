@@ -6,6 +6,7 @@ A model says who is due by going through every row of a person; the evaluators m
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -103,7 +104,7 @@ def test_an_evaluator_finds_those_who_became_due_and_nobody_else(
 
         # Cut anywhere, the windows give the same.
         edges = [case.lower, *case.cuts, case.upper]
-        parts = [c for a, b in zip(edges, edges[1:], strict=False) for c in app.candidates(scenario, a, b)]
+        parts = [c for a, b in pairwise(edges) for c in app.candidates(scenario, a, b)]
         assert by_person(parts) == expected
 
         # For some people only, the same as for all.

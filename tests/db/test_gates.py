@@ -75,7 +75,8 @@ def test_exactly_a_cooldown_ago_passes(app: App, age: timedelta, gate: str | Non
     person = app.person()
     due_milestone(app, at, cooldown="1 day")
     app.db.execute(
-        "insert into herald.scenario_notification (user_id, scenario_type, dispatched_at, idempotency_key, cooldown_window_start) "
+        "insert into herald.scenario_notification "
+        "(user_id, scenario_type, dispatched_at, idempotency_key, cooldown_window_start) "
         "values (%s, 'milestone', %s, repeat('0', 64), %s)",
         (person, at - age, at - 10 * DAY),
     )
@@ -110,10 +111,14 @@ def test_two_sends_a_cooldown_apart_never_share_a_window(db: psycopg.Connection)
     (bad,) = db.execute(
         """
         select count(*)
-        from generate_series(1, 2000) as n
-        cross join lateral (select timestamptz '2026-01-01' + random() * interval '900 days' as at, random() * interval '40 days' as cooldown) as q
+        from (
+          select timestamptz '2026-01-01' + random() * interval '900 days' as at,
+            random() * interval '40 days' as cooldown
+          from generate_series(1, 2000)
+        ) as q
         where q.cooldown > interval '1 second'
-          and herald.cooldown_window_start(q.at, q.cooldown) >= herald.cooldown_window_start(q.at + q.cooldown, q.cooldown)
+          and herald.cooldown_window_start(q.at, q.cooldown)
+            >= herald.cooldown_window_start(q.at + q.cooldown, q.cooldown)
         """
     ).fetchone() or (None,)
     assert bad == 0
@@ -143,7 +148,8 @@ def test_of_several_counts_reached_in_one_insert_the_highest_is_sent(app: App) -
     person = app.person()
     app.scenario("milestone", {"counts": [1, 9, 10]}, evaluated_through=at - HOUR, cooldown="0")
     app.db.execute(
-        "insert into app.activity (user_id, activity_type, occurred_at) select %s, 'contact', %s from generate_series(1, 10)",
+        "insert into app.activity (user_id, activity_type, occurred_at) "
+        "select %s, 'contact', %s from generate_series(1, 10)",
         (person, at),
     )
     assert evaluated(app, at).suppressed == {"duplicate": 2}
@@ -232,34 +238,39 @@ def quiet_end(db: psycopg.Connection, at: datetime, start: time, end: time, zone
 OSLO = ZoneInfo("Europe/Oslo")
 
 
+def oslo(*parts: int) -> datetime:
+    """A moment by the clock in Oslo."""
+    return datetime(*parts, tzinfo=OSLO)  # type: ignore[misc,arg-type]
+
+
 @pytest.mark.parametrize(
     ("local", "end"),
     [
-        (datetime(2026, 6, 1, 20, 59, 59), None),
-        (datetime(2026, 6, 1, 21), datetime(2026, 6, 2, 8)),
-        (datetime(2026, 6, 1, 23, 59), datetime(2026, 6, 2, 8)),
-        (datetime(2026, 6, 2, 0), datetime(2026, 6, 2, 8)),
-        (datetime(2026, 6, 2, 7, 59, 59), datetime(2026, 6, 2, 8)),
-        (datetime(2026, 6, 2, 8), None),
+        (oslo(2026, 6, 1, 20, 59, 59), None),
+        (oslo(2026, 6, 1, 21), oslo(2026, 6, 2, 8)),
+        (oslo(2026, 6, 1, 23, 59), oslo(2026, 6, 2, 8)),
+        (oslo(2026, 6, 2, 0), oslo(2026, 6, 2, 8)),
+        (oslo(2026, 6, 2, 7, 59, 59), oslo(2026, 6, 2, 8)),
+        (oslo(2026, 6, 2, 8), None),
         # The nights in which the clocks change are an hour shorter and longer.
-        (datetime(2026, 3, 28, 22), datetime(2026, 3, 29, 8)),
-        (datetime(2026, 10, 24, 22), datetime(2026, 10, 25, 8)),
+        (oslo(2026, 3, 28, 22), oslo(2026, 3, 29, 8)),
+        (oslo(2026, 10, 24, 22), oslo(2026, 10, 25, 8)),
         # Over the new year and a leap day.
-        (datetime(2026, 12, 31, 23), datetime(2027, 1, 1, 8)),
-        (datetime(2028, 2, 28, 23), datetime(2028, 2, 29, 8)),
+        (oslo(2026, 12, 31, 23), oslo(2027, 1, 1, 8)),
+        (oslo(2028, 2, 28, 23), oslo(2028, 2, 29, 8)),
     ],
 )
 def test_quiet_hours_over_midnight_end_by_the_clock_of_the_person(
     db: psycopg.Connection, local: datetime, end: datetime | None
 ) -> None:
-    found = quiet_end(db, local.replace(tzinfo=OSLO), clock(21), clock(8), "Europe/Oslo")
-    assert found == (end.replace(tzinfo=OSLO).astimezone(UTC) if end else None)
+    found = quiet_end(db, local, clock(21), clock(8), "Europe/Oslo")
+    assert found == (end.astimezone(UTC) if end else None)
 
 
 def test_a_changed_clock_changes_the_length_of_the_night(db: psycopg.Connection) -> None:
     nights = []
-    for day in (datetime(2026, 3, 28, 21), datetime(2026, 10, 24, 21), datetime(2026, 6, 1, 21)):
-        start = day.replace(tzinfo=OSLO).astimezone(UTC)
+    for day in (oslo(2026, 3, 28, 21), oslo(2026, 10, 24, 21), oslo(2026, 6, 1, 21)):
+        start = day.astimezone(UTC)
         end = quiet_end(db, start, clock(21), clock(8), "Europe/Oslo")
         assert end is not None
         nights.append(end - start)
@@ -267,7 +278,9 @@ def test_a_changed_clock_changes_the_length_of_the_night(db: psycopg.Connection)
 
 
 @given(
-    at=st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1), timezones=st.just(UTC)),
+    at=st.integers(0, 365 * 24 * 3600).map(
+        lambda seconds: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+    ),
     start=st.times().map(lambda t: t.replace(microsecond=0)),
     end=st.times().map(lambda t: t.replace(microsecond=0)),
     zone=st.sampled_from(["Europe/Oslo", "UTC", "America/St_Johns", "Pacific/Chatham", "Asia/Kathmandu"]),
@@ -355,7 +368,8 @@ def test_the_cap_counts_the_day_of_the_persons_own_clock(app: App) -> None:
     ]:
         app.db.execute("delete from herald.scenario_notification")
         app.db.execute(
-            "insert into herald.scenario_notification (user_id, scenario_type, dispatched_at, idempotency_key, cooldown_window_start) "
+            "insert into herald.scenario_notification "
+            "(user_id, scenario_type, dispatched_at, idempotency_key, cooldown_window_start) "
             "values (%s, 'milestone', '2026-06-01 09:00+00', repeat('0', 64), now())",
             (person,),
         )

@@ -41,7 +41,7 @@ def preview(
 
 
 def contents(db: psycopg.Connection) -> list[Any]:
-    return [db.execute(f"select count(*), max(xmin::text::bigint) from herald.{name}").fetchone() for name in WRITTEN]  # type: ignore[arg-type]
+    return [db.execute(f"select count(*), max(xmin::text::bigint) from herald.{name}").fetchone() for name in WRITTEN]
 
 
 @pytest.mark.parametrize("scenario_type", sorted(PARAMS))
@@ -173,7 +173,7 @@ def test_a_foreign_scenario_is_as_unknown_as_none(
         answers = set()
         for scenario in (foreign, uuid4()):
             with pytest.raises(psycopg.errors.NoDataFound) as caught:
-                person.execute(query, (scenario,))  # type: ignore[call-overload]
+                person.execute(query, (scenario,))
             answers.add(str(caught.value.diag.message_primary).replace(str(scenario), "ID"))
         assert answers == {"no scenario ID"}
 
@@ -218,10 +218,10 @@ def test_a_backtest_counts_each_day_and_names_those_reached_most_often(app: App)
     app.activity(seldom, start + 3 * DAY + MINUTE)
     scenario = app.scenario("follow_up", {"activity_type": "contact", "after_days": 0}, cooldown="2 days")
     before = contents(app.db)
-    days, people = backtest(app, scenario, start, start + 10 * DAY)
+    found, people = backtest(app, scenario, start, start + 10 * DAY)
     assert contents(app.db) == before
-    assert len(days) == 11
-    assert {day: counts for day, counts in days.items() if counts != (0, 0)} == {
+    assert len(found) == 11
+    assert {day: counts for day, counts in found.items() if counts != (0, 0)} == {
         "2026-03-01": (1, 1),
         "2026-03-02": (1, 0),  # in the cooldown
         "2026-03-03": (1, 1),  # exactly a cooldown later

@@ -28,7 +28,7 @@ def example() -> str:
 
 
 def test_a_type_of_ones_own_has_all_that_the_built_in_ones_have(database: Database) -> None:
-    database.connect("migrator").execute(example())  # type: ignore[arg-type]
+    database.connect("migrator").execute(example())
     app = App(database.connect()).create()
     db = app.db
     now = datetime.now(UTC)
@@ -46,7 +46,7 @@ def test_a_type_of_ones_own_has_all_that_the_built_in_ones_have(database: Databa
     )
     preview = "select user_id, decision from herald.preview(%s::uuid, %s, '1 day')"
     assert db.execute(preview, (scenario, now)).fetchall() == [(person, "send")]
-    checks = dict(
+    checks: dict[str, bool] = dict(
         db.execute(
             "select check_name, passed from herald.explain(%s, 'unanswered_request', %s)", (person, now)
         ).fetchall()
@@ -94,7 +94,7 @@ def test_a_type_that_cannot_work_is_refused_when_it_is_registered(
     db = database.connect("migrator")
     for name, volatility in (("good", "stable"), ("private", "stable"), ("volatile", "volatile")):
         db.execute(
-            f"create function app.{name}(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "  # type: ignore[arg-type]
+            f"create function app.{name}(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
             f"returns setof herald.candidate language sql {volatility} as "
             "'select null::uuid, null::text, null::timestamptz where false'"
         )

@@ -73,7 +73,8 @@ class App:
             row[0]
             for row in self.db.execute(
                 "insert into app.peer_mentor (chapter_id, time_zone, status, registered_at) "
-                "select %s, %s, %s, coalesce(%s, now() - interval '1000 days') from generate_series(1, %s) returning user_id",
+                "select %s, %s, %s, coalesce(%s, now() - interval '1000 days') from generate_series(1, %s) "
+                "returning user_id",
                 (chapter or self.chapter, time_zone, status, registered_at, count),
             ).fetchall()
         ]
@@ -93,7 +94,8 @@ class App:
 
     def activity(self, person: UUID, at: datetime, activity_type: str = "contact", flags: Sequence[str] = ()) -> UUID:
         row = self.db.execute(
-            "insert into app.activity (user_id, activity_type, occurred_at, flags) values (%s, %s, %s, %s) returning id",
+            "insert into app.activity (user_id, activity_type, occurred_at, flags) "
+            "values (%s, %s, %s, %s) returning id",
             (person, activity_type, at, list(flags)),
         ).fetchone()
         assert row is not None

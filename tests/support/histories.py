@@ -1,4 +1,4 @@
-"""Random histories of people of the reference app, for property tests: who did what when, in windows, near awkward clocks."""
+"""Random histories of people of the reference app, for property tests: who did what when, near awkward clocks."""
 
 from __future__ import annotations
 
@@ -141,20 +141,23 @@ def load(app: App, people: Sequence[Person]) -> None:
     app.create()
     app.db.execute(
         "insert into app.peer_mentor (user_id, chapter_id, registered_at) "
-        "select u.user_id, u.chapter, u.at from unnest(%s::uuid[], %s::uuid[], %s::timestamptz[]) as u (user_id, chapter, at)",
+        "select u.user_id, u.chapter, u.at "
+        "from unnest(%s::uuid[], %s::uuid[], %s::timestamptz[]) as u (user_id, chapter, at)",
         ([p.id for p in people], [app.chapter] * len(people), [p.registered_at for p in people]),
     )
     activities = [(a.id, p.id, a.kind, a.at, ",".join(a.flags)) for p in people for a in p.activities]
     app.db.execute(
         "insert into app.activity (id, user_id, activity_type, occurred_at, flags) "
         "select a.id, a.user_id, a.kind, a.at, string_to_array(a.flags, ',') "
-        "from unnest(%s::uuid[], %s::uuid[], %s::text[], %s::timestamptz[], %s::text[]) as a (id, user_id, kind, at, flags)",
+        "from unnest(%s::uuid[], %s::uuid[], %s::text[], %s::timestamptz[], %s::text[]) "
+        "as a (id, user_id, kind, at, flags)",
         [list(column) for column in zip(*activities, strict=True)] or [[], [], [], [], []],
     )
     items = [(i.id, p.id, i.kind, i.expires_at) for p in people for i in p.items]
     columns = [list(column) for column in zip(*items, strict=True)] or [[], [], [], []]
     app.db.execute(
-        "with i as (select * from unnest(%s::uuid[], %s::uuid[], %s::text[], %s::timestamptz[]) as i (id, user_id, kind, at)), "
+        "with i as ("
+        "select * from unnest(%s::uuid[], %s::uuid[], %s::text[], %s::timestamptz[]) as i (id, user_id, kind, at)), "
         "c as (insert into app.certification (id, user_id, kind, expires_at) "
         "select id, user_id, kind, at from i where kind <> 'assignment') "
         "insert into app.assignment (id, user_id, ends_at) select id, user_id, at from i where kind = 'assignment'",
