@@ -124,7 +124,8 @@ class Recorder:
         for start in range(0, len(entries), BATCH_MAX):
             self._queue += [Outcome(_accepted(entry), "", entry=entry) for entry in entries[start : start + BATCH_MAX]]
             async with self._turn:
-                await self._write_batch()
+                while self._queue:
+                    await self._write_batch()
 
     async def run(self) -> NoReturn:
         """Pay what is owed, for ever."""

@@ -232,7 +232,7 @@ def test_retries_end_at_expires_after(make_world: Worlds, promise: Promise, fcm:
         daemon = world.daemon()
         fcm.set_faults({"do": "status", "code": "UNAVAILABLE"})
         world.act(world.people(5))
-        wait_until(lambda: 0 < len(kinds := set(world.statuses())) and kinds <= {"failed", "expired"}, "given up", 90)
+        wait_until(lambda: len(kinds := set(world.statuses())) > 0 and kinds <= {"failed", "expired"}, "given up", 90)
         promise(world, unknown=())
         tries = daemon.metric('pgherald_fcm_responses_total{code="UNAVAILABLE"}')
         assert 5 <= tries <= 10

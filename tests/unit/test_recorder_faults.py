@@ -104,3 +104,12 @@ async def test_an_acceptance_of_a_prompt_that_is_gone_is_told(capsys: pytest.Cap
     recorder = Recorder(Ledger(knows=False), Journal(), Metrics())
     await recorder.record(outcome(uuid4(), "sent"))
     assert '"event":"record_orphaned"' in capsys.readouterr().err
+
+
+@pytest.mark.anyio
+async def test_a_replay_writes_every_copy_of_a_prompt_before_it_returns() -> None:
+    prompt = uuid4()
+    copies = [outcome(prompt, "sent", epoch).entry for epoch in (1, 2)]
+    ledger, journal = Ledger(), Journal()
+    await Recorder(ledger, journal, Metrics()).replay([each for each in copies if each is not None])
+    assert [[each.epoch for each in call] for call in ledger.calls] == [[1], [2]]
