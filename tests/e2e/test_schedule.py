@@ -1,4 +1,4 @@
-"""The time path on the real extension: pg_cron runs herald.evaluate() each minute, and the daemon sends what it found."""
+"""The time path on the real extension: pg_cron runs herald.evaluate() each minute; the daemon sends what it found."""
 
 from __future__ import annotations
 
