@@ -1,5 +1,15 @@
 -- Retention: keeps the hot tables small. Nightly, by pg_cron (job herald-maintain) or by the daemon.
 
+-- Why the hot tables are stored as they are (sql/migrations/0002_flow.sql; python -m tests.bench.bloat shows it):
+-- - herald.prompt, fillfactor 80: each row is written three times (ready, sending, settled). These are never HOT updates, for
+--   the status is in the predicates of the partial indexes that make a claim cheap; the room keeps a row's versions on one
+--   page, which vacuum then empties at once.
+-- - herald.prompt, autovacuum at 2,000 rows + 2 %: by default it would wait for a fifth of ninety days of prompts, and claims
+--   would wade through dead entries of the ready ones.
+-- - herald.touched_user, at 5,000 rows whatever its size: it is emptied all the time, and read whole.
+-- - history, notifications and runs are only appended to, and deleted from at their old end: the defaults serve, and the brin
+--   indexes stay small because rows of one time lie together.
+
 -- At most p_batch rows of each table a call; call again while it returns true. What dedupes is kept far longer than a
 -- prompt may live: a pruned prompt was due longer ago than any evaluation looks back.
 create or replace function herald.maintain_batch(p_now timestamptz, p_batch integer)

@@ -27,19 +27,22 @@ RESULTS: Final = Path("bench-results/bloat.json")
 TABLES: Final = ("prompt", "scenario_prompt_history", "scenario_notification")
 
 
-def prepare(db: psycopg.Connection) -> UUID:
-    """One scenario that lets everybody through."""
+def prepare(db: psycopg.Connection, people: int) -> UUID:
+    """So many people, and one scenario that lets them all through."""
     row = db.execute(
         "insert into herald.scenario (scenario_type, organisation_id, name, params) "
         "values ('milestone', gen_random_uuid(), 'all', '{\"counts\": [1]}') returning scenario_id"
     ).fetchone()
     assert row is not None
-    # Everybody is a recipient, without a table of a million people.
+    db.execute("create table public.person (user_id uuid primary key default gen_random_uuid(), n int unique)")
+    db.execute("insert into public.person (n) select generate_series(1, %s)", (people,))
+    db.execute("analyze public.person")
     db.execute(
         "create or replace view herald.source_recipient as select user_id, null::uuid as organisation_id, "
         "null::uuid as chapter_id, 'en'::text as locale, 'UTC'::text as time_zone, true as is_active, "
-        "now() as registered_at from herald.prompt where status = 'ready'"
+        "now() as registered_at from public.person"
     )
+    db.execute("grant select on public.person to herald_owner")
     scenario_id: UUID = row[0]
     return scenario_id
 
@@ -49,9 +52,9 @@ def wave(db: psycopg.Connection, scenario: UUID, count: int, number: int) -> Non
     for start in range(0, count, 10_000):
         db.execute(
             "insert into herald.prompt (scenario_id, scenario_type, user_id, activity_ref, idempotency_key) "
-            "select %s, 'milestone', gen_random_uuid(), i::text, "
-            "encode(sha256(gen_random_uuid()::text::bytea), 'hex') from generate_series(1, %s) as i",
-            (scenario, min(10_000, count - start)),
+            "select %s, 'milestone', user_id, 'bench', encode(sha256(gen_random_uuid()::text::bytea), 'hex') "
+            "from public.person where n > %s and n <= %s",
+            (scenario, start, min(start + 10_000, count)),
         )
     done = 0
     while done < count:
@@ -98,7 +101,7 @@ def settle_down(db: psycopg.Connection, seconds: float = 60) -> None:
 
 def measure(db: psycopg.Connection, waves: int, count: int, tell: Callable[[str], None]) -> list[dict[str, int]]:
     """The sizes after each wave."""
-    scenario = prepare(db)
+    scenario = prepare(db, count)
     found = []
     for number in range(1, waves + 1):
         began = time.monotonic()

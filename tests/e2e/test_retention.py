@@ -135,7 +135,7 @@ def test_pg_crons_own_record_of_our_jobs_is_kept_short(cron_database: Database) 
 def test_prompts_leave_no_lasting_bloat(database: Database) -> None:
     """A small measure of what `python -m tests.bench.bloat` does with a million."""
     db = database.connect()
-    scenario = bloat.prepare(db)
+    scenario = bloat.prepare(db, 3000)
     found = []
     for number in range(1, 5):
         bloat.wave(db, scenario, 3000, number)
