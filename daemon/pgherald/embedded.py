@@ -364,7 +364,12 @@ class Cluster:
         # A file, not a pipe: the server that pg_ctl leaves behind holds it open, and reading a pipe would not end.
         with tempfile.TemporaryFile() as output:
             process = self._spawn(command, stdin=subprocess.DEVNULL, output=output.fileno(), cwd=cwd or self._directory)
-            status = process.wait()
+            try:
+                status = process.wait()
+            except BaseException:
+                # Nothing may be removed under its hands: it would make it anew. initdb and pg_ctl end by themselves.
+                process.wait()
+                raise
             output.seek(0)
             said = output.read().decode(errors="replace").strip()
         if status != 0:

@@ -110,6 +110,29 @@ def test_a_lasting_cluster_keeps_its_data_password_and_fsync(directory: Path) ->
             assert connection.execute("select one from kept").fetchone() == (1,)
 
 
+@pytest.mark.parametrize("program", ["initdb", "pg_ctl"])
+def test_a_start_that_is_interrupted_leaves_nothing(
+    directory: Path, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.chmod(0o1777)
+    waited: list[str] = []
+    wait = subprocess.Popen.wait
+
+    def interrupted_once(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        command = process.args if isinstance(process.args, list) else []
+        name = Path(command[0]).name
+        if name == program and name not in waited and "status" not in command:
+            waited.append(name)
+            raise KeyboardInterrupt
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted_once)
+    with pytest.raises(KeyboardInterrupt), Cluster(scratch=directory):
+        pass
+    assert waited == [program]
+    assert list(directory.iterdir()) == []
+
+
 def test_two_programs_cannot_run_one_cluster(directory: Path) -> None:
     with Cluster(directory / "pg") as first:
         with pytest.raises(HeraldError, match="in use by another program"), Cluster(directory / "pg"):
