@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import select
-import shutil
 import signal
-import struct
 import subprocess
 import sys
-import tempfile
-import termios
 import time
-from dataclasses import dataclass, field
-from fcntl import ioctl
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
+from tests.support.demo import DEMO, PATIENCE, Terminal, assert_nothing_is_left, environment, scratch_directory
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-DEMO = [sys.executable, "-m", "pgherald.cli", "demo"]
-PATIENCE = 60.0
+    from pathlib import Path
 
 # The story as a reader of the summary must find it: told here again, so that a change of the story is a decision.
 ENDINGS = [
@@ -48,37 +38,8 @@ ENDINGS = [
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """Where a demo keeps everything: afterwards it must be empty, and no process may have anything to do with it."""
-    path = Path(tempfile.mkdtemp(prefix="demo-test-"))
-    path.chmod(0o1777)  # as /tmp is: when root runs the demo, the server's user makes and removes directories too
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def environment(scratch: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "NO_COLOR"))}
-    # A newcomer may have any of these set for something else; the demo must not follow them.
-    return kept | {"TMPDIR": str(scratch), "PGHOST": "nowhere.invalid", "PGHERALD_DATABASE_URL": "host=x"} | more
-
-
-def left_behind(scratch: Path) -> list[str]:
-    """What there still is of a demo: files, and processes that know of its directory."""
-    found = [str(path) for path in scratch.iterdir()]
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            said = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-        except OSError:
-            continue
-        if str(scratch).encode() in said and process.name != str(os.getpid()):
-            found.append(said.replace(b"\0", b" ").decode(errors="replace")[:200])
-    return found
-
-
-def assert_nothing_is_left(scratch: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while found := left_behind(scratch):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
+    with scratch_directory() as path:
+        yield path
 
 
 def endings_in(output: str) -> list[tuple[str, str, str, str]]:
@@ -139,84 +100,34 @@ def test_a_story_that_does_not_come_true_ends_in_exit_code_1(scratch: Path) -> N
     assert_nothing_is_left(scratch)
 
 
-@dataclass
-class Terminal:
-    """A demo on a pseudo-terminal."""
-
-    pid: int
-    master: int
-    seen: str = ""
-    status: int | None = None
-    _closed: bool = field(default=False, repr=False)
-
-    @classmethod
-    def start(cls, scratch: Path, columns: int = 100, **more: str) -> Self:
-        settings = environment(scratch, TERM="xterm", **more)
-        pid, master = pty.fork()
-        if pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests themselves may run where it is ignored
-            ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-            os.execve(sys.executable, DEMO, settings)
-        return cls(pid, master)
-
-    def read_until(self, text: str | None) -> None:
-        """Read until `text` has been seen, or with None until the demo has ended."""
-        deadline = time.monotonic() + PATIENCE
-        while text is None or text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{text!r} did not come: {self.seen[-2000:]}"
-            try:
-                read = os.read(self.master, 65536)
-            except OSError:  # Linux says EIO when the other side has gone
-                break
-            self.seen += read.decode().replace("\r\n", "\n")
-        assert text is None or text in self.seen, self.seen
-
-    def type(self, keys: str) -> None:
-        os.write(self.master, keys.encode())
-
-    def end(self) -> int:
-        """Read to the end; the exit code."""
-        self.read_until(None)
-        os.close(self.master)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
 def test_on_a_terminal_it_stays_until_ctrl_c_and_what_it_prints_can_be_pasted(scratch: Path) -> None:
-    terminal = Terminal.start(scratch)
+    terminal = Terminal(scratch)
     terminal.read_until("Ctrl-C stops it")
     assert "\x1b[32m" in terminal.seen
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", terminal.seen)
-    settings = dict(re.findall(r"^export (\w+)='(.*)'$", plain, re.MULTILINE))
-    statements = plain.partition("and in that psql")[2].partition("Ctrl-C")[0].partition("\n")[2]
-    with psycopg.connect(settings["PGHERALD_DATABASE_URL"], autocommit=True) as connection:
+    told = terminal.plain
+    statements = told.partition("and in that psql")[2].partition("Ctrl-C")[0].partition("\n")[2]
+    with psycopg.connect(terminal.exports["PGHERALD_DATABASE_URL"], autocommit=True) as connection:
         pasted = [connection.execute(part.encode()) for part in statements.split(";\n") if part.strip()]
-        assert len(pasted) == 5
-        before = terminal.seen.count("accepted, android")
-        terminal.read_until("record   \x1b[0m history dispatched and one notification: a mentor quiet for 30 days\n")
-        assert before == 4
-        prompts = connection.execute(
-            "select status from herald.prompt where user_id::text like '%0001' and scenario_type = 'milestone'"
-        )
-        assert prompts.fetchall() in ([("ready",)], [("sending",)], [("sent",)])
-    terminal.read_until("history dispatched and one notification: a mentor quiet for 30 days\n")
-    for address in re.findall(r"^curl (\S+)$", plain, re.MULTILINE):
-        subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import sys, urllib.request as r; assert r.urlopen(sys.argv[1]).status == 200",
-                address,
-            ],
-            check=True,
-        )
+    assert len(pasted) == 5
+    assert told.count("accepted, android: a mentor quiet for 30 days") == 1
+    settings = environment(scratch) | terminal.exports
+    commands = re.findall(r"^\S*(?:pgherald|cli\.py) (\S.*)$", told.partition("In another terminal")[2], re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        subprocess.run([*DEMO[:-1], *command.split()], env=settings, check=True, capture_output=True)
+    fetch = "import sys, urllib.request as r; assert r.urlopen(sys.argv[1]).status == 200"
+    addresses = re.findall(r"^curl (\S+)$", told, re.MULTILINE)
+    assert len(addresses) == 2
+    for address in addresses:
+        subprocess.run([sys.executable, "-c", fetch, address], check=True)
     terminal.type("\x03")
     assert terminal.end() == 0
+    assert terminal.plain.count("accepted, android: a mentor quiet for 30 days") == 2
     assert_nothing_is_left(scratch)
 
 
 def test_without_colour_where_none_is_wanted_and_within_eighty_columns(scratch: Path) -> None:
-    terminal = Terminal.start(scratch, columns=80, NO_COLOR="1")
+    terminal = Terminal(scratch, columns=80, NO_COLOR="1")
     terminal.read_until("It goes on running")
     terminal.type("\x03")
     assert terminal.end() == 0
@@ -227,10 +138,10 @@ def test_without_colour_where_none_is_wanted_and_within_eighty_columns(scratch: 
 
 @pytest.mark.parametrize("moment", ["pgherald demo:", "Postgres 18 runs", "Its coordinators", "1  Time", "2  A mentor"])
 def test_ctrl_c_at_any_moment_leaves_nothing(scratch: Path, moment: str) -> None:
-    terminal = Terminal.start(scratch)
+    terminal = Terminal(scratch)
     terminal.read_until(moment)
     terminal.type("\x03\x03")
-    assert terminal.end() in (130, -signal.SIGINT)
+    assert terminal.end() in (130, -signal.SIGINT), terminal.plain
     assert "Traceback" not in terminal.seen
     assert_nothing_is_left(scratch)
 

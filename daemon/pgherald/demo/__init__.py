@@ -12,9 +12,12 @@ import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
 
 from pgherald.demo import story
 from pgherald.demo.screen import Screen, Style
@@ -24,9 +27,8 @@ from pgherald.demo.witness import Speaker, Witness
 from pgherald.errors import HeraldError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from uuid import UUID
-
-    import psycopg
 
     from pgherald.demo.story import End
     from pgherald.demo.witness import Event, Fate, Mark
@@ -68,7 +70,7 @@ def run(*, once: bool) -> int:
         Style.HEADING,
     )
     screen.line()
-    with Stage(lambda text: screen.paragraph(text, indent=2, hang=4)) as stage:
+    with _ended_by_one_ctrl_c(), Stage(lambda text: screen.paragraph(text, indent=2, hang=4)) as stage:
         _set_up(stage, screen)
         witness = Witness(stage)
         told: list[tuple[End, Fate]] = []
@@ -83,6 +85,27 @@ def run(*, once: bool) -> int:
         if screen.is_terminal and not once:
             _stay(stage, witness, screen)
     return 0 if kept else 1
+
+
+@contextmanager
+def _ended_by_one_ctrl_c() -> Iterator[None]:
+    """The first Ctrl-C ends the demo, whatever trips over it on the way; more of them change nothing."""
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it otherwise
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except (psycopg.Error, OSError, HeraldError):
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _set_up(stage: Stage, screen: Screen) -> None:
@@ -211,9 +234,9 @@ def _sum_up(witness: Witness, told: list[tuple[End, Fate]], screen: Screen) -> b
 
 def _stay(stage: Stage, witness: Witness, screen: Screen) -> None:
     """Leave it running, say what to try, and show what happens, until Ctrl-C."""
-    _invite(stage, screen)
     done = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: done.set())
+    _invite(stage, screen)
     mark = witness.mark()
     shown: set[Event] = set()
     while not done.wait(_LOOK_SECONDS):
@@ -241,7 +264,8 @@ def _invite(stage: Stage, screen: Screen) -> None:
     screen.paragraph("It goes on running, and shows here what happens. In another terminal:", Style.HEADING)
     for name, value in settings.items():
         screen.line(f"export {name}='{value}'")
-    screen.line(f"{program} status")
+    for command in story.COMMANDS:
+        screen.line(f"{program} {command}")
     screen.line(f"curl http://{listen}/metrics")
     screen.line(f"curl {stage.emulator.endpoint}/emulator/messages")
     screen.line(f'{psql} "$PGHERALD_DATABASE_URL"')

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
@@ -27,7 +27,7 @@ from pgherald.emulator.client import EmulatorClient
 from pgherald.errors import HeraldError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 DATABASE: Final = "demo"
 DAEMON: Final = "pgherald_demo"
@@ -115,7 +115,8 @@ class Stage:
         for name in [name for name in os.environ if name.startswith("PG")]:
             del os.environ[name]  # neither psycopg here nor any of the children is to follow the caller's settings
         started = time.monotonic()
-        self._stack.enter_context(self._cluster)
+        with _ctrl_c_held_back():
+            self._stack.enter_context(self._cluster)
         arguments = ["--json", "--listen", "127.0.0.1:0", "--credentials", str(self._directory_of("fcm") / "key.json")]
         emulator = self._start("fcm", ["-m", "pgherald.emulator", *arguments], {})
         self._told(
@@ -126,7 +127,7 @@ class Stage:
         started = time.monotonic()
         schema.migrate(self.dsn, with_reference=True)
         self._told(f"pgherald migrate --with-reference: schema herald and the reference app, {_since(started)}")
-        self.database = self._stack.enter_context(psycopg.connect(self.dsn, autocommit=True))
+        self.database = self._stack.enter_context(closing(psycopg.connect(self.dsn, autocommit=True)))
         self.database.execute(f"create role {DAEMON} login in role herald_daemon")
         said = json.loads(emulator.first_line())
         self.emulator = EmulatorClient(said["endpoint"], Path(said["credentials"]), None, None)
@@ -236,6 +237,19 @@ class Child:
         """The end of what it wrote, for a person to read."""
         what = "ended" if self._ended else f"did not do in {PATIENCE:g} s what it should"
         return f"a process of the demo {what}; its last words:\n" + "\n".join(self._words)
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Keep a Ctrl-C until the block has ended: it may come between a program's start and the knowledge of it."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _since(started: float) -> str:

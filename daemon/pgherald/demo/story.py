@@ -204,6 +204,9 @@ TIME_ZONES: Final = (
 )
 """Places round the world: at any hour it is broad day in one of them, and night in another."""
 
+COMMANDS: Final = ("status", "why 00000000-0000-4000-8000-000000000005 inactivity", "doctor")
+"""Commands to try while the demo stays up."""
+
 TO_TRY: Final = (
     (
         "a tenth activity: a push within milliseconds",

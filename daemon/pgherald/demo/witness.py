@@ -21,6 +21,7 @@ from pgherald.errors import HeraldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from uuid import UUID
 
     from pgherald.demo.stage import Stage
     from pgherald.demo.story import End, Person
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS: Final = 0.005
 
 _ROLES: Final = {person.user_id: person.role for person in PEOPLE}
-_BY_TOKEN: Final = {device.token: (person, device) for person in PEOPLE for device in person.devices}
+_BY_TOKEN: Final = {device.token: f"{device.platform}: {person.role}" for person in PEOPLE for device in person.devices}
 
 _CHECK_OF_GATE: Final = {
     "opted_out": "opt_out",
@@ -258,14 +259,13 @@ class Witness:
             "where p.created_at >= %s and p.status = 'ready' and p.not_before > clock_timestamp()",
             (since.at,),
         ):
-            role = _ROLES[prompt.user_id]
+            role = _role(prompt.user_id)
             yield Event(prompt.at, Speaker.POSTGRES, f"waits until {prompt.until} ({prompt.gate}): {role}")
 
     def _accepted(self, since: Mark) -> Iterator[Event]:
         for entry in self._stage.emulator.messages(since.seq):
-            person, device = _BY_TOKEN[entry["token"]]
             at = datetime.fromisoformat(entry["received_at"])
-            yield Event(at, Speaker.FCM, f"accepted, {device.platform}: {person.role}")
+            yield Event(at, Speaker.FCM, f"accepted, {_BY_TOKEN.get(entry['token'], 'a device that came later')}")
 
     def _refusals(self, since: Mark) -> list[Event]:
         refused = self._refused() - since.refused
@@ -277,7 +277,7 @@ class Witness:
             "order by user_id",
             (since.at,),
         ):
-            role = _ROLES[device.user_id]
+            role = _role(device.user_id)
             yield Event(device.revoked_at, Speaker.RECORD, f"token revoked, {device.revoked_reason}: {role}")
 
     def _recorded(self, since: Mark) -> Iterator[Event]:
@@ -292,7 +292,7 @@ class Witness:
         ):
             what = row.delivery_status + (f", {row.error_code}" if row.error_code else "")
             noted = " and one notification" if row.noted else ""
-            yield Event(row.at, Speaker.RECORD, f"history {what}{noted}: {_ROLES[row.peer_mentor_id]}")
+            yield Event(row.at, Speaker.RECORD, f"history {what}{noted}: {_role(row.peer_mentor_id)}")
 
     def _said(self, since: Mark) -> Iterator[Event]:
         for line in self._batches()[since.batches :]:
@@ -317,6 +317,11 @@ class Witness:
 
     def _one(self, query: Any) -> Any:
         return self._stage.database.execute(query).fetchone()
+
+
+def _role(user_id: UUID) -> str:
+    """Who that is; whoever tries things out may have added people of their own."""
+    return _ROLES.get(user_id, f"user {user_id}")
 
 
 def _with_refusals(events: list[Event], refusals: list[Event]) -> list[Event]:
