@@ -91,8 +91,8 @@ def drain(cluster: Cluster, db: psycopg.Connection, sink: ground.Sink, case: Cas
     sent, seconds, records, told, again = row
     if not sent == records == told == prompts:
         raise SystemExit(f"{case.name}: {prompts} prompts, {sent} sent, {records} records, {told} in the history")
-    used = [(b - a) * 1000 / prompts for a, b in zip(before, after, strict=True)]
-    return Drain(prompts / seconds, *used, peak, int(again))
+    daemon, postgres, of_sink = [(b - a) * 1000 / prompts for a, b in zip(before, after, strict=True)]
+    return Drain(prompts / seconds, daemon, postgres, of_sink, peak, int(again))
 
 
 def _left(db: psycopg.Connection) -> bool:

@@ -1,7 +1,7 @@
 """What a daemon holds and does while it waits: resident memory beside a million prompts, statements and CPU when idle.
 
-`make bench-memory`, or `python -m tests.bench.memory --prompts 100000 --seconds 20`. First the daemon alone with an empty
-outbox; then with the prompts, paused, and after it was woken by a NOTIFY. DESIGN: under 100 MB, and no busy polling.
+`make bench-memory`, or `python -m tests.bench.memory --prompts 100000 --seconds 20`. First with an empty outbox;
+then with the prompts, paused, and after it was woken by a NOTIFY. DESIGN: under 100 MB, and no busy polling.
 """
 
 from __future__ import annotations

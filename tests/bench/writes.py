@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PEOPLE: Final = 20_000
 SCRIPT: Final = f"""\\set n random(1, {PEOPLE})
 insert into app.activity (user_id, activity_type)
-values (('00000000-0000-4000-8000-' || lpad(to_hex(:n), 12, '0'))::uuid, 'visit');
+values (('00000000-0000-4000-8000-' || lpad(to_hex(:n::bigint), 12, '0'))::uuid, 'visit');
 """
 NAIVE: Final = (
     """create or replace function app.notify_always() returns trigger language plpgsql as
