@@ -87,6 +87,7 @@ def main() -> None:
                     db.execute("drop trigger if exists notify_always on app.activity")
                     found.setdefault((variant, clients), []).append(commits)
                     base = found[VARIANTS[0], clients][-1]
+                    print(f"{clients} clients, {variant}: {commits:,.0f} commits/s, {commits / base:.2f}", flush=True)
                     ratios.setdefault((variant, clients), []).append(commits / base)
     print(f"commits a second, and the ratio; medians of {arguments.rounds} rounds of {arguments.seconds} s\n")
     rows = [
