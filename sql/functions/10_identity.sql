@@ -24,7 +24,6 @@ return case
 end;
 comment on function herald.cooldown_window_start is 'Start of the cooldown window that a moment lies in.';
 revoke all on function herald.cooldown_window_start from public;
-grant execute on function herald.cooldown_window_start to herald_daemon, herald_reader, service_role;
 
 -- The person behind the JWT that the API verified (PostgREST and Supabase put its claims into request.jwt.claims).
 -- Not parallel safe: before Postgres 17 a block that catches errors cannot run in a parallel query.
@@ -66,4 +65,3 @@ return (
 );
 comment on function herald.is_staff is 'Whether the caller may see every chapter (as opposed to a client bound to its claims).';
 revoke all on function herald.is_staff from public;
-grant execute on function herald.is_staff to authenticated, service_role, herald_daemon, herald_reader;

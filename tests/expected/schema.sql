@@ -1320,9 +1320,6 @@ REVOKE ALL ON FUNCTION herald.span(p_duration interval, p_locale text) FROM PUBL
 REVOKE ALL ON FUNCTION herald.conditions(p_scenario herald.scenario, p_locale text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) FROM PUBLIC;
-GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) TO herald_daemon;
-GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) TO herald_reader;
-GRANT ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) TO service_role;
 
 REVOKE ALL ON FUNCTION herald.cron_jobs() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.cron_jobs() TO herald_daemon;
@@ -1425,10 +1422,6 @@ GRANT ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with tim
 GRANT ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with time zone) TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.is_staff() FROM PUBLIC;
-GRANT ALL ON FUNCTION herald.is_staff() TO authenticated;
-GRANT ALL ON FUNCTION herald.is_staff() TO service_role;
-GRANT ALL ON FUNCTION herald.is_staff() TO herald_daemon;
-GRANT ALL ON FUNCTION herald.is_staff() TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.jwt_user_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.jwt_user_id() TO authenticated;
