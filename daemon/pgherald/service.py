@@ -37,7 +37,7 @@ from pgherald.config import (
     parse_environment_file,
 )
 from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
-from pgherald.errors import ConfigError, HeraldError
+from pgherald.errors import ConfigError
 from pgherald.exporter import Health
 from pgherald.fcm import FcmClient
 from pgherald.http1 import Http1Transport
@@ -66,7 +66,7 @@ DRAIN_PATIENCE: Final = 20.0
 """Seconds that a start may drain what has waited before it says that it is ready; below systemd's time-out."""
 
 CONNECT_PATIENCE: Final = 10.0
-"""Seconds that a start waits for a database that is not there; then it ends with 1, for the service manager to try."""
+"""Seconds that a start by hand waits for a database that is not there."""
 
 REPORT_SECONDS: Final = 5.0
 """How often systemd is told how things are."""
@@ -124,7 +124,7 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
     credentials, project = await anyio.to_thread.run_sync(
         load_credentials, settings.fcm_credentials, settings.fcm_project
     )
-    await _check_schema(settings.database_url)
+    await _check_schema(settings.database_url, notifier, managed=bool(environ.get("NOTIFY_SOCKET")))
     config = DispatchConfig(
         owner=f"{socket.gethostname()}:{os.getpid()}",
         max_in_flight=settings.max_in_flight,
@@ -225,16 +225,23 @@ class _Parts:
         )
 
 
-async def _check_schema(conninfo: str) -> None:
-    """Refuse a database that this program cannot work with; one that is starting is waited for a little."""
+async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> None:
+    """Refuse a database that this program cannot work with. One that is not there is waited for a little; under a
+    service manager as long as it takes, for a machine that starts may have the daemon up before the database."""
     deadline = anyio.current_time() + CONNECT_PATIENCE
+    waits = False
     while True:
         try:
             version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo)
             break
-        except schema.NotNow as error:
-            if anyio.current_time() > deadline:
-                raise HeraldError(str(error)) from None
+        except schema.NotNow:
+            if not managed and anyio.current_time() > deadline:
+                raise
+            if not waits:
+                log.warning("waiting_for_database")
+            waits = True
+            notifier.status("waiting for the database")
+            notifier.extend_timeout(3 * CONNECT_PATIENCE)
             await anyio.sleep(0.5)
     if version > schema.shipped_version():
         log.warning("schema_newer", version=str(version))

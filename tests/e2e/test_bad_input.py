@@ -111,10 +111,9 @@ def test_a_malformed_dsn_is_named_and_never_shown(command: str, dsn: str, home: 
     )
 
 
-# A daemon waits ten seconds for it, and then leaves it to the service manager to try again: a machine that starts may
-# have the daemon up before the database. Nobody waits for a migrate.
-@pytest.mark.parametrize(("command", "exit_code"), [("run", 1), ("migrate", 78)])
-def test_a_database_that_is_not_there(command: str, exit_code: int, home: Path, key: Path) -> None:
+# A daemon waits ten seconds for it (and under systemd for as long as it takes). Nobody waits for a migrate.
+@pytest.mark.parametrize("command", ["run", "migrate"])
+def test_a_database_that_is_not_there(command: str, home: Path, key: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         port = taken.getsockname()[1]
@@ -128,7 +127,6 @@ def test_a_database_that_is_not_there(command: str, exit_code: int, home: Path, 
         "PGHERALD_DATABASE_URL: no connection to Postgres",
         f"host 127.0.0.1, port {port}, database app",
         "is the server running?",
-        exit_code=exit_code,
     )
 
 

@@ -342,13 +342,18 @@ def test_a_start_with_settings_that_cannot_work_ends_with_78(
     assert "READY=1" not in manager.listen()
 
 
-def test_a_start_without_a_database_is_for_systemd_to_try_again(
+def test_a_start_without_a_database_waits_for_it(
     database: Database, emulator: EmulatorProcess, manager: Manager, tmp_path: Path
 ) -> None:
-    nowhere = {"PGHERALD_DATABASE_URL": "postgresql://herald@127.0.0.1:9/app"}
-    with managed(database, emulator, manager, tmp_path, environment=nowhere) as daemon:
-        assert daemon.process.wait(40) == 1
-    assert "nothing listens there" in daemon.log
+    with database.server.admin() as admin:
+        admin.execute(f"alter database {database.name} connection limit 0")
+        with managed(database, emulator, manager, tmp_path) as daemon:
+            daemon.wait_for_event("waiting_for_database")
+            manager.wait_for("STATUS=waiting for the database")
+            manager.wait_for("EXTEND_TIMEOUT_USEC=30000000")
+            admin.execute(f"alter database {database.name} connection limit -1")
+            manager.wait_for("READY=1")
+            assert daemon.process.poll() is None
 
 
 def unit(name: str) -> dict[str, list[str]]:
