@@ -245,5 +245,7 @@ def test_control_random_kills_find_the_usual_queue_out(
         naive.spoil(world, spoiled)
         fcm.set_faults({"do": "latency", "seconds": 0.05})
         storm(world, 1, count=1500, seconds=6)
-        with pytest.raises(Broken, match="pushed twice" if spoiled == "lease and reclaim" else "never accepted"):
+        with pytest.raises(
+            Broken, match="pushed twice" if spoiled == "lease and reclaim" else "never accepted|no history"
+        ):
             promise(world, metrics=False)
