@@ -1,8 +1,8 @@
 """What evaluation costs: a minute's run of all four types, catching up an hour and a week, runs for touched users.
 
 `make bench-evaluate`, or `python -m tests.bench.evaluate --sizes 100k` for the small size alone. Loads people and
-activities into a throw-away server: two years of activities, evenly spread, in one organisation, so that every
-candidate is in scope. The clock of the scenarios then runs through them; every run is committed, as the scheduler does. Prints a
+activities into a throw-away server: two years of activities, evenly spread, in one organisation, so that each candidate
+is in scope. The clock of the scenarios then runs through them; every run is committed, as the scheduler does. Prints a
 table with medians; the numbers go to bench-results/evaluate.json too.
 
 DESIGN: a one-minute run over 1 M people and 20 M activities takes under 50 ms, and ten times the data at most 1.2 times
