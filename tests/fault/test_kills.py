@@ -208,7 +208,6 @@ def again(world: World, victim: Daemon) -> None:
     with suppress(AssertionError, TimeoutError):
         victim.wait_for("starting")
         victim.killed = False
-        world.recoveries.append(time.monotonic() - victim.started_at)
 
 
 def trickle(world: World, people: list[object], _seed: float) -> None:
