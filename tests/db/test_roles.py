@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 EXPECTED = Path(__file__).parents[1] / "expected" / "privileges.txt"
 
 HEADER = """\
-# What everybody but herald_owner may do in schema herald after `pgherald migrate`: role, object, rights; nothing else is
-# granted. Then the functions that run with their owner's rights, all of them with a pinned search path.
+# What everybody but herald_owner may do in schema herald after `pgherald migrate`: role, object, rights; nothing
+# else is granted. Then the functions that run with their owner's rights, all of them with a pinned search path.
 # Written by `make expected`, read by reviewers, compared by tests/db/test_roles.py.
 """
 
