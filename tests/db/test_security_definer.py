@@ -185,7 +185,9 @@ def run_all(db: psycopg.Connection, calls: dict[str, tuple[str, ...]]) -> dict[s
     found = {}
     for signature, statements in calls.items():
         with db.transaction(force_rollback=True):
-            db.execute("select pg_catalog.set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{COORDINATOR_A}"}}',))
+            db.execute(
+                "select pg_catalog.set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{COORDINATOR_A}"}}',)
+            )
             found[signature] = unvarying([answer(db, statement) for statement in statements][-1])
     return found
 
