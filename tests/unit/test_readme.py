@@ -90,8 +90,3 @@ def test_every_link_within_the_page_leads_somewhere() -> None:
     links = re.findall(r"\]\(#([\w-]+)\)", text)
     assert len(links) > 10
     assert [link for link in links if link not in anchors] == []
-
-
-def test_lines_of_prose_are_short_enough_to_read_as_text() -> None:
-    lines = [line for line in README.read_text("utf-8").splitlines() if not line.startswith(("|", "export "))]
-    assert [line for line in lines if len(line) > 124] == []
