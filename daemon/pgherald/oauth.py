@@ -9,6 +9,7 @@ No text here repeats a credentials file, a token, or what a token endpoint said 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from dataclasses import dataclass, field
@@ -404,6 +405,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _default_credentials() -> tuple[Credentials, str | None]:
+    # It warns of each place where it found none; what comes of it is said below, once.
+    logging.getLogger("google.auth._default").setLevel(logging.ERROR)
     try:
         credentials, project = google.auth.default(scopes=[SCOPE], request=_LookAround())
     except (GoogleAuthError, OSError, ValueError):
