@@ -13,6 +13,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests at once: most of them wait for servers most of the time.
+JOBS ?= 4
 # The newest of these that is there and new enough; `make PYTHON=/path/to/python ...` overrules it.
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
   "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -31,7 +33,7 @@ demo: $(VENV)/.demo ## a Postgres, an app, an FCM and the daemon in one command:
 
 ##@ Test it
 test: system $(VENV)/.dev ## every test, on PostgreSQL 18 (embedded) and 15 (Debian's, with pg_cron)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-quick: $(VENV)/.dev ## the tests that need no database and no patience
 	@$(BIN)/python -m pytest tests/unit -m "not slow" $(ARGS)

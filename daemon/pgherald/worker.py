@@ -82,6 +82,7 @@ class Worker:
         self._poll_interval = poll_interval
         self._rng = rng or Random()
         self._stopping = False
+        self._horizon = 0  # transactions below it may have changed rows without ringing; 0 once all have ended
         self._fruitless = 0  # claims in a row that found nothing
         self._moves_by = float("inf")
         self.refusal: SchemaBroke | None = None  # set when it stopped because it cannot work with the schema any more
@@ -191,21 +192,28 @@ class Worker:
 
     async def _back_off(self) -> None:
         """Wait for that to end, ever longer up to a second."""
-        await self._locks.fall_asleep()
+        await self._fall_asleep()
         delay = min(FIRST_DOZE * 2.0 ** min(self._fruitless - 2, 10), BACK_OFF_MAX, self._poll_interval)
         with self._moving_within(delay):
             await self._bell.wait(delay)
 
-    async def _rest(self, waiting: Waiting) -> None:
-        """Sleep until there may be work; every way out of here is followed by a look for it."""
+    async def _fall_asleep(self) -> bool:
+        """Let the lock go that keeps writers from ringing; True if it was held until now. Whoever saw it held did not
+        ring, and may commit only later: they are awaited, whatever wakes this loop in between."""
         horizon = await self._locks.fall_asleep()
         if horizon is not None:
-            # The lock was held until now: whoever tested it before did not ring, and may commit only later.
+            self._horizon = horizon
+        return horizon is not None
+
+    async def _rest(self, waiting: Waiting) -> None:
+        """Sleep until there may be work; every way out of here is followed by a look for it."""
+        if await self._fall_asleep():
             waiting = await self._store.waiting()
         doze = FIRST_DOZE
         while not self._has_work(waiting) and not self._stopping:
-            awaited = horizon is not None and waiting.oldest_running < horizon
-            patience = min(self._poll_interval, doze) if awaited else self._poll_interval
+            if waiting.oldest_running >= self._horizon:
+                self._horizon = 0
+            patience = min(self._poll_interval, doze) if self._horizon else self._poll_interval
             wait = min(patience, self._until_due(waiting))
             with self._moving_within(wait):
                 source = await self._bell.wait(wait)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -50,6 +51,10 @@ def daemon(database: Database, emulator: EmulatorProcess, tmp_path: Path) -> Ite
 def settled(organisation: Organisation, count: int = 1, seconds: float = 20) -> None:
     """Wait until so many notifications are recorded."""
     wait_for(lambda: len(organisation.notifications()) >= count, seconds)
+
+
+def _at_least(daemon: Daemon, series: str, number: float) -> bool:
+    return daemon.metric(series) >= number
 
 
 def awake(db: psycopg.Connection) -> bool:
@@ -111,6 +116,12 @@ def test_a_writer_that_saw_the_daemon_awake_is_found_without_a_ring(
         assert awake(organisation.db), "the daemon was done before the writer wrote: too little work for this machine"
         settled(organisation, 3000, seconds=60)
         wait_for(lambda: not awake(organisation.db))
+        # Being woken for something else in between must not make it forget that this writer is still out.
+        rings = 'pgherald_wakeups_total{source="notify"}'
+        heard = daemon.metric(rings)
+        for more in range(1, 4):
+            organisation.db.execute("select herald.ring()")
+            wait_for(partial(_at_least, daemon, rings, heard + more))
         writer.commit()
     settled(organisation, 3001, seconds=15)  # a quarter of the poll interval
     assert "phone-late" in {message["token"] for message in emulator.messages()}
