@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
@@ -174,7 +175,7 @@ METRICS: Final = (
 _BY_NAME: Final = {metric.name: metric for metric in METRICS}
 
 
-class _Series:
+class _Series(ABC):
     """The label sets of one metric, and the exact label values that are in them."""
 
     def __init__(self, metric: Metric) -> None:
@@ -192,8 +193,9 @@ class _Series:
         for values in itertools.product(*self._closed.values()):
             self.add_series(values)
 
+    @abstractmethod
     def add_series(self, values: tuple[str, ...]) -> None:
-        raise NotImplementedError
+        """Make the series with these label values, if it is not there."""
 
     def within(self, values: tuple[str, ...]) -> tuple[str, ...]:
         """The same values with `other` for each that is in no closed set; adds that series."""
@@ -211,8 +213,9 @@ class _Series:
         pairs += more
         return f"{{{','.join(pairs)}}}" if pairs else ""
 
+    @abstractmethod
     def samples(self) -> Iterator[str]:
-        raise NotImplementedError
+        """The lines with the numbers."""
 
     def render(self) -> Iterator[str]:
         """This metric's lines of Prometheus' text format."""
