@@ -39,6 +39,7 @@ GATES: Final = (
     "cooldown",
     "duplicate",
     "inactive_recipient",
+    "unknown_recipient",
     "quiet_hours",
     "no_device_token",
     "no_longer_due",
@@ -47,6 +48,7 @@ GATES: Final = (
     "canary",
     "shadow",
     "off",
+    "held",
 )
 CODES: Final = tuple(str(code) for code in Code)
 WAKEUP_SOURCES: Final = ("notify", "poll", "reconnect")

@@ -61,7 +61,7 @@ begin
           where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.status = 'unknown'
             and u.claimed_at > p_now - s.cooldown
         ) then 'cooldown'
-        when g.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
+        when g.daily_cap is not null and g.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
       end as stopped_by
     from picked as q
     join herald.scenario as s on s.scenario_id = q.scenario_id

@@ -237,28 +237,45 @@ async def test_all_devices_means_each_once(bench: Bench, organisation: Organisat
     assert len(organisation.histories()) == 1
 
 
+# Every row of FCM's table of answers, and what is not an answer of FCM's: what the prompt becomes, the code in the
+# history, and whether the device is revoked.
 @pytest.mark.parametrize(
-    ("fault", "status", "code"),
+    ("fault", "status", "code", "revoked"),
     [
-        ("status=503", "ready", "UNAVAILABLE"),
-        ("code=QUOTA_EXCEEDED,retry_after=30", "ready", "QUOTA_EXCEEDED"),
-        ("status=502", "unknown", "BAD_ANSWER"),
-        ("drop_after", "unknown", "CONNECTION_LOST"),
-        ("silent", "unknown", "TIMEOUT"),
+        ("code=UNREGISTERED", "failed", "UNREGISTERED", True),
+        ("code=NOT_FOUND", "failed", "NOT_FOUND", False),
+        ("code=INVALID_TOKEN", "failed", "INVALID_ARGUMENT", True),
+        ("code=INVALID_TOKEN_FIELD", "failed", "INVALID_ARGUMENT", True),
+        ("code=INVALID_ARGUMENT", "failed", "INVALID_ARGUMENT", False),
+        ("code=SENDER_ID_MISMATCH", "failed", "SENDER_ID_MISMATCH", True),
+        ("code=PERMISSION_DENIED", "ready", "PERMISSION_DENIED", False),
+        ("code=SERVICE_DISABLED", "ready", "PERMISSION_DENIED", False),
+        ("code=THIRD_PARTY_AUTH_ERROR", "ready", "THIRD_PARTY_AUTH_ERROR", False),
+        ("code=UNAUTHENTICATED", "ready", "UNAUTHENTICATED", False),
+        ("code=QUOTA_EXCEEDED,retry_after=30", "ready", "QUOTA_EXCEEDED", False),
+        ("code=RATE_LIMIT_EXCEEDED", "ready", "QUOTA_EXCEEDED", False),
+        ("code=INTERNAL", "ready", "INTERNAL", False),
+        ("code=UNAVAILABLE", "ready", "UNAVAILABLE", False),
+        ("status=502", "unknown", "BAD_ANSWER", False),
+        ("status=504", "unknown", "BAD_ANSWER", False),
+        ("cut_body", "unknown", "BAD_ANSWER", False),
+        ("drop_before", "unknown", "CONNECTION_LOST", False),
+        ("drop_after", "unknown", "CONNECTION_LOST", False),
+        ("silent", "unknown", "TIMEOUT", False),
     ],
 )
 async def test_what_fcm_answers_decides_what_becomes_of_a_prompt(
-    bench: Bench, organisation: Organisation, fault: str, status: str, code: str
+    bench: Bench, organisation: Organisation, fault: str, status: str, code: str, revoked: bool
 ) -> None:
-
     person = organisation.mentor("phone-1")
     enqueue_all(organisation, [person])
     bench.emulator.faults.set(fault)
-    result = (await bench.dispatcher.dispatch_prompts(await bench.claim()),)
-    assert result == (DispatchSummary(0, 1, 0),)
+    assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(0, 1, 0)
     assert organisation.prompts()[person][0] == status
-    assert [row[1:3] for row in organisation.histories()] == [("failed" if status == "ready" else "unknown", code)]
+    assert [row[1:3] for row in organisation.histories()] == [("unknown" if status == "unknown" else "failed", code)]
     assert organisation.notifications() == []
+    device = organisation.db.execute("select revoked_reason from herald.device_token").fetchone()
+    assert device == (code if revoked else None,)
     if status == "ready":
         row = organisation.db.execute("select not_before > now() + interval '5 seconds' from herald.prompt").fetchone()
         assert row == (True,)
