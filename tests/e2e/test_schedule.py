@@ -10,11 +10,27 @@ from pgherald import schema
 from pgherald.emulator.client import emulator_process
 from tests.support.daemon import running_daemon, wait_for
 from tests.support.organisation import Organisation
+from tests.support.postgres import CRON_DATABASE, WITH_CRON, running_server
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.support.postgres import Database
+    from tests.support.postgres import Database, Server
+
+
+@pytest.fixture
+def cron_database(pg15: Server) -> Iterator[Database]:
+    """On a server of its own: other tests drop jobs, roles and databases under their launcher's feet."""
+    with (
+        running_server("pg15_schedule", binaries=pg15.cluster.binaries, settings=WITH_CRON) as server,
+        server.template(),
+        server.database(name=CRON_DATABASE) as database,
+    ):
+        superuser = database.connect()
+        superuser.execute("create extension pg_cron")
+        superuser.execute("grant usage on schema cron to migrator")
+        yield database
 
 
 @pytest.mark.slow

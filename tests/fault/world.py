@@ -363,7 +363,8 @@ class World:
         """What FCM accepted since this world began."""
         with self.fcm_log.open("rb") as log:
             log.seek(self._fcm_start)
-            lines = log.read().splitlines()
+            written = log.read()
+        lines = written[: written.rfind(b"\n") + 1].splitlines()  # the last one may still be on its way
         found = []
         for line in lines:
             content = json.loads(line)

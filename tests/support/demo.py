@@ -36,7 +36,8 @@ def scratch_directory() -> Iterator[Path]:
 
 def environment(scratch: Path, **more: str) -> dict[str, str]:
     """Of a demo that keeps everything in `scratch`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "NO_COLOR"))}
+    foreign = ("PG", "NO_COLOR", "COLUMNS", "LINES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     # A newcomer may have any of these set for something else; the demo must not follow them.
     return kept | {"TMPDIR": str(scratch), "PGHOST": "nowhere.invalid", "PGHERALD_DATABASE_URL": "host=x"} | more
 
