@@ -19,7 +19,8 @@ as $$
       order by 1
     )
   from herald.shipped_function as f
-  left join pg_proc as p on p.oid = to_regprocedure(f.signature);
+  left join pg_proc as p on p.oid = to_regprocedure(f.signature)
+  order by f.signature;
 $$;
 comment on function herald.shipped_functions is
   'The functions that migrate left: their fingerprint then and now (null: gone), and our roles that lost the right to call them.';
@@ -34,7 +35,8 @@ as $$
   select t.scenario_type, f.purpose, f.function_name
   from herald.scenario_type as t
   cross join lateral (values ('evaluator', t.evaluator), ('still_due', t.still_due), ('why', t.why)) as f (purpose, function_name)
-  where f.function_name is not null;
+  where f.function_name is not null
+  order by t.scenario_type, f.purpose;
 $$;
 comment on function herald.evaluators is 'The functions that the scenario types name.';
 revoke all on function herald.evaluators from public;
