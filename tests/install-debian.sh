@@ -12,6 +12,7 @@ packages=(
   systemd                     # systemd-analyze, for the unit
   strace                      # kills the daemon at an exact system call
   libfaketime                 # clocks that are wrong
+  iproute2                    # a network that swallows what is sent
   python3-venv                # what `make` builds the environment with
 )
 
