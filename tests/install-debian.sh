@@ -11,7 +11,8 @@ packages=(
   prometheus                  # promtool, for the rules and the metrics
   systemd                     # systemd-analyze, for the unit
   strace                      # kills the daemon at an exact system call
-  libfaketime                 # clocks that are wrong
+  faketime                    # clocks that are wrong
+  libfaketime                 # the same, for a process that a test starts itself
   iproute2                    # a network that swallows what is sent
   python3-venv                # what `make` builds the environment with
 )
