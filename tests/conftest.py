@@ -8,6 +8,9 @@ the objects is in tests/support/postgres.py.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -46,6 +49,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if problem is not None:
         terminalreporter.section("NOT TESTED on PostgreSQL 15", sep="!", red=True, bold=True)
         terminalreporter.line(problem)
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """For a server that runs as another user, when root runs the tests: pytest's own directories are closed to it.
+
+    Its name is short enough for that of a socket.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="pgherald-"))
+    directory.chmod(0o777)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -129,8 +129,6 @@ def pgbouncer(database: Database, directory: Path, mode: str) -> Iterator[str]:
     """Debian's pgbouncer before a database: a DSN through it, as the daemon's login."""
     assert PGBOUNCER is not None
     place = conninfo_to_dict(database.daemon_dsn)
-    directory.mkdir()
-    directory.chmod(0o777)  # it refuses to run as root
     (directory / "users.txt").write_text(f'"{place["user"]}" ""\n')
     (directory / "pgbouncer.ini").write_text(
         f"[databases]\n{database.name} = host={place['host']} port={place['port']}\n"
@@ -156,9 +154,9 @@ def pgbouncer(database: Database, directory: Path, mode: str) -> Iterator[str]:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
 def test_a_pooler_in_transaction_mode_is_found_out_and_a_direct_listener_mends_it(
-    doctor: Command, database: Database, tmp_path_factory: pytest.TempPathFactory
+    doctor: Command, database: Database, open_directory: Path
 ) -> None:
-    with pgbouncer(database, _short(tmp_path_factory), "transaction") as pooled:
+    with pgbouncer(database, open_directory, "transaction") as pooled:
         what, remedy = problems(Command({**doctor.settings, "PGHERALD_DATABASE_URL": pooled}))["listen"]
         assert "a pooler (pgbouncer, Supavisor) in transaction mode" in what
         assert "set PGHERALD_LISTEN_URL to a direct connection" in remedy
@@ -170,21 +168,11 @@ def test_a_pooler_in_transaction_mode_is_found_out_and_a_direct_listener_mends_i
 
 @on_18
 @pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
-def test_a_pooler_in_session_mode_is_good_enough(
-    doctor: Command, database: Database, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    with pgbouncer(database, _short(tmp_path_factory), "session") as pooled:
+def test_a_pooler_in_session_mode_is_good_enough(doctor: Command, database: Database, open_directory: Path) -> None:
+    with pgbouncer(database, open_directory, "session") as pooled:
         answer = Command({**doctor.settings, "PGHERALD_DATABASE_URL": pooled})("doctor", "--json")
     assert answer.code == 0, answer.out
     assert "through a pooler in session mode" in findings(answer, "ok")["listen"][0]
-
-
-def _short(factory: pytest.TempPathFactory) -> Path:
-    """A directory whose socket's name fits into 107 bytes, that everybody may enter."""
-    directory = factory.mktemp("b")
-    for each in (directory, *list(directory.parents)[:2]):
-        each.chmod(0o755)
-    return directory / "p"
 
 
 @on_18
