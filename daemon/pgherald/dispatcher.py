@@ -168,6 +168,12 @@ class PushNotificationDispatcher:
                 tasks.start_soon(self._dispatch_and_record, prompt, results)
         return summarise(results)
 
+    async def give_back(self, prompts: Sequence[Prompt]) -> None:
+        """Have claimed prompts ready again that nothing was sent for; returns when that is written or owed."""
+        async with anyio.create_task_group() as tasks:
+            for prompt in prompts:
+                tasks.start_soon(self._recorder.record, release(prompt))
+
     async def dispatch(self, payload: Prompt) -> DispatchResult:
         """Send one prompt, to the person's latest device or to all; nothing is written but metrics.
 

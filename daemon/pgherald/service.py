@@ -268,7 +268,8 @@ async def _stop_on_signal(parts: _Parts, scope: anyio.CancelScope, config: Dispa
             parts.worker.stop()
             scope.deadline = anyio.current_time() + config.send_deadline * DRAIN_DEADLINES
             break
-        async for _ in signals:
+        async for number in signals:
+            log.warning("stopping_at_once", signal=signal.Signals(number).name)
             scope.cancel()
             return
 

@@ -7,8 +7,9 @@ goes on polling, ever more slowly, until every transaction that may have seen it
 
 from __future__ import annotations
 
+import asyncio
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder
     from pgherald.spool import Spool
-    from pgherald.store import Locks, Store, Waiting
+    from pgherald.store import Claimed, Locks, Store, Waiting
 
 TOUCHED_MAX: Final = 1000
 """Touched rows evaluated in one transaction."""
@@ -45,6 +46,9 @@ BACK_OFF_MAX: Final = 1.0
 
 CLAIM_MAX: Final = 500
 """Prompts claimed in one transaction at most."""
+
+CLAIM_PATIENCE: Final = 2.0
+"""Seconds that a claim may still take to be answered when the work is cancelled."""
 
 HANG_SECONDS: Final = 10.0
 """Beyond the time that it meant to wait, the worker may be late by this before it is taken to hang."""
@@ -164,7 +168,7 @@ class Worker:
         allowed = self._pacing.allowance(time.monotonic(), wanted)
         if allowed == 0:
             return False
-        claimed = await self._store.claim(self._config.owner, allowed, self._config.lease)
+        claimed = await self._claim(allowed)
         self._pacing.give_back(time.monotonic(), allowed - len(claimed.prompts))
         self._fruitless = 0 if claimed.prompts or claimed.decided else self._fruitless + 1
         for decided in claimed.decided:
@@ -174,6 +178,17 @@ class Worker:
             self._dispatcher.expect(len(claimed.prompts))
             batches.start_soon(self._dispatch, claimed.prompts)
         return len(claimed.prompts) + len(claimed.decided) == allowed
+
+    async def _claim(self, count: int) -> Claimed:
+        """Claim. Cancelled, it waits a moment for the answer and gives back what it claimed: nothing of that was sent,
+        and yet nobody could know."""
+        claim = asyncio.ensure_future(self._store.claim(self._config.owner, count, self._config.lease))
+        try:
+            return await asyncio.shield(claim)
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(CLAIM_PATIENCE, shield=True), suppress(*STORE_ERRORS, SchemaBroke, TimeoutError):
+                await self._dispatcher.give_back((await claim).prompts)
+            raise
 
     def _may_claim(self) -> bool:
         """Whether what is accepted could be kept: a spool that fails, or too much that is owed, stops the claiming."""

@@ -17,8 +17,9 @@ _RESET = struct.pack("ii", 1, 0)
 class Link:
     """Forwards connections to an address. Threads, for the tests are synchronous.
 
-    `cut` resets all connections and refuses new ones, `mend` ends that; `silence` swallows everything both ways while
-    the connections stay up; `lose_commits` resets a connection when its client says COMMIT, once the server has got it.
+    `cut` resets all connections and refuses new ones, `mend` ends that; `silent` swallows everything both ways while
+    the connections stay up; `hold` keeps what the server says to itself until `let_go`; `commits_to_lose` resets as
+    many connections when their client says COMMIT, once the server has got it.
     """
 
     def __init__(self, host: str, port: int, listen: str = "127.0.0.1") -> None:
@@ -31,12 +32,15 @@ class Link:
         self.silent = False
         self.commits_to_lose = 0
         self.commits_lost = 0
+        self._flowing = threading.Event()
+        self._flowing.set()
 
     def __enter__(self) -> Self:
         self.mend()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.let_go()
         self.cut()
 
     def mend(self) -> None:
@@ -67,6 +71,14 @@ class Link:
         for pair in pairs:
             for end in pair:
                 _reset(end)
+
+    def hold(self) -> None:
+        """From now on what the server says waits here."""
+        self._flowing.clear()
+
+    def let_go(self) -> None:
+        """It goes on its way, late but whole."""
+        self._flowing.set()
 
     def _accept(self, server: socket.socket) -> None:
         while True:
@@ -114,6 +126,7 @@ class Link:
     def _back(self, upstream: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):
             for data in _chunks(upstream):
+                self._flowing.wait()
                 if not self.silent:
                     client.sendall(data)
         _close(client, upstream)

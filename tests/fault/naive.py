@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import google.auth.transport.requests
 
-from pgherald import fcm, http1, listener, oauth, recorder, service, spool, store
+from pgherald import fcm, http1, listener, oauth, recorder, service, spool, store, worker
 from pgherald.config import load_settings
 from pgherald.outcome import Rejected, Unsure
 
@@ -201,6 +201,15 @@ def blocks_its_loop() -> None:
     fcm.FcmClient.send = block  # type: ignore[method-assign]
 
 
+def forgets_what_it_asked_for() -> None:
+    """A claim whose answer does not come before the end is left to itself."""
+
+    async def claim(self: worker.Worker, count: int) -> store.Claimed:
+        return await self._store.claim(self._config.owner, count, self._config.lease)
+
+    worker.Worker._claim = claim  # type: ignore[method-assign]  # noqa: SLF001
+
+
 VARIANTS: Final[dict[str, Callable[[], None]]] = {
     each.__name__: each
     for each in (
@@ -219,6 +228,7 @@ VARIANTS: Final[dict[str, Callable[[], None]]] = {
         has_no_pulse,
         pings_from_a_thread,
         blocks_its_loop,
+        forgets_what_it_asked_for,
     )
 }
 

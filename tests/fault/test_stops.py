@@ -5,17 +5,19 @@ from __future__ import annotations
 import signal
 import socket
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fault import naive
 from tests.fault.invariants import Broken
+from tests.fault.test_database import link_to
 from tests.fault.test_kills import stuck_records
 from tests.fault.world import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from uuid import UUID
 
@@ -99,6 +101,68 @@ def test_sigterm_with_fifty_in_flight(make_world: Worlds, promise: Promise, fcm:
         # the second signal ends what is under way: nobody can know what became of that
         finding = promise(world, unknown=() if signals == 1 else None)
         assert finding.unknown <= 50
+
+
+@pytest.mark.parametrize("variant", [None, "forgets_what_it_asked_for"], ids=["promise", "control"])
+def test_a_claim_that_a_second_sigterm_finds_unanswered_is_given_back(
+    make_world: Worlds, promise: Promise, variant: str | None
+) -> None:
+    with make_world(tcp=True) as world, link_to(world) as (link, dsn):
+        world.scenario()
+        people = world.people(10)
+        daemon = world.daemon(dsn=dsn, variant=variant)
+        with claims_held_up(world):
+            world.act(people)
+            wait_until(lambda: waits_for_advice(world), "a claim under way")
+            link.hold()
+        wait_until(lambda: world.statuses() == {"sending": len(people)}, "the claim's commit")
+        for event in ("stopping", "stopping_at_once"):
+            daemon.send(signal.SIGTERM)
+            daemon.wait_for(event)
+        link.let_go()
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == 0
+        assert world.pushes() == []
+        if variant is None:
+            assert world.statuses() == {"ready": len(people)}
+        world.daemon("next")
+        world.rest()
+        if variant is None:
+            promise(world, unknown=())
+        else:
+            with pytest.raises(Broken, match="unknown: "):
+                promise(world, unknown=(), metrics=False)
+
+
+@contextmanager
+def claims_held_up(world: World) -> Iterator[None]:
+    """While it lasts, a claim goes as far as its first row, and no further."""
+    world.db.execute(HELD_UP.encode())
+    with world.database.connect() as other:
+        other.execute("select pg_advisory_lock(77)")
+        yield
+        other.execute("select pg_advisory_unlock(77)")
+
+
+HELD_UP = """
+create function public.hold_up() returns trigger language plpgsql as $$
+begin
+  perform pg_advisory_xact_lock_shared(77);
+  return new;
+end
+$$;
+create trigger hold_up before update on herald.prompt for each row
+  when (old.status = 'ready' and new.status = 'sending') execute function public.hold_up();
+"""
+
+
+def waits_for_advice(world: World) -> bool:
+    return bool(
+        world.ask(
+            "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' "
+            "and wait_event = 'advisory'"
+        )
+    )
 
 
 def test_control_a_daemon_that_keeps_no_spool_is_found_out_when_the_records_are_late(
