@@ -233,7 +233,7 @@ def test_a_reload_changes_what_can_change_and_names_what_cannot(
         expiry = daemon.metric("pgherald_oauth_expiry_timestamp_seconds")
         assert daemon.metric('pgherald_wakeups_total{source="poll"}') == 0
         settings_file.write_text(
-            "PGHERALD_POLL_INTERVAL='0.1'\nPGHERALD_LOG_LEVEL=debug\nPGHERALD_MAX_RATE=\"5\"\nPGHERALD_MAX_IN_FLIGHT=7\n"
+            "PGHERALD_POLL_INTERVAL='0.1'\nPGHERALD_LOG_LEVEL=info\nPGHERALD_MAX_RATE=\"5\"\nPGHERALD_MAX_IN_FLIGHT=7\n"
         )
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for_event("reloaded")

@@ -6,13 +6,12 @@ same run with a naive variant (tests/fault/naive.py), for which this very check 
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, quote_plus
 
 from tests.fault.world import wait_until
+from tests.support import canaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -176,7 +175,7 @@ def check_invariants(
 
 def _canaries(world: World) -> Iterator[str]:
     """Every place where a secret shows, in any usual disguise."""
-    places: dict[str, str] = {"Postgres's log": world.postgres_log()}
+    places: dict[str, str | bytes] = {"Postgres's log": world.postgres_log()}
     for name, daemon in world.daemons.items():
         places[f"log of {name}"] = daemon.log_file.read_text(errors="replace") if daemon.log_file.exists() else ""
         if daemon.running:
@@ -184,25 +183,10 @@ def _canaries(world: World) -> Iterator[str]:
                 places[f"{page} of {name}"] = daemon.page(page)
         for path in daemon.state_dir.rglob("*"):
             if path.is_file():
-                places[f"{path.name} of {name}"] = path.read_bytes().decode("latin-1")
+                places[f"{path.name} of {name}"] = path.read_bytes()
     for table in ("scenario_prompt_history", "scenario_notification", "evaluation_run"):
         rows: list[Any] = world.ask(f"select t::text from herald.{table} as t")
         places[table] = "\n".join(row[0] for row in rows)
     places["NOTIFY"] = "\n".join(world.payloads)
-    disguises = {kind: disguised(secret) for kind, secret in world.secrets().items()}
-    for place, text in places.items():
-        for kind, forms in disguises.items():
-            if any(form in text for form in forms):
-                yield f"canary: {kind} in {place}"
-
-
-def disguised(secret: str) -> set[str]:
-    """A secret as it is, URL-encoded, in hex, and in base64 at each of its three offsets."""
-    raw = secret.encode()
-    forms = {secret, quote(secret, safe=""), quote_plus(secret), raw.hex(), raw.hex().upper()}
-    for offset in range(3):
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            coded = encode(b"\0" * offset + raw).decode().rstrip("=")
-            # the characters at the ends also hold bits of what stands beside
-            forms.add(coded[(0, 2, 3)[offset] : -1])
-    return forms
+    for found in canaries.shown(places, world.secrets()):
+        yield f"canary: {found}"

@@ -25,6 +25,7 @@ from uuid import UUID
 
 import psycopg
 
+from tests.support import canaries
 from tests.support.postgres import DAEMON_LOGIN
 
 if TYPE_CHECKING:
@@ -37,9 +38,6 @@ FULL: Final = os.environ.get("FAULT") == "full"
 """Whether everything runs (`make fault`), or the quick part (`make test`)."""
 
 ROOT: Final = Path(__file__).parents[2]
-TOKEN_CANARY: Final = "tok3n-canary-7f9c1d"
-NAME_CANARY: Final = "Kanari-Navnesen-51"
-FLAG_CANARY: Final = "canary-wellbeing-concern-88"
 ORGANISATION: Final = UUID("00000000-0000-0000-0000-0000000000aa")
 CHAPTER: Final = UUID("00000000-0000-0000-0000-0000000000c1")
 
@@ -224,10 +222,11 @@ class World:
         log = self.database.server.cluster.log_file
         self._pg_start = log.stat().st_size if log.exists() else 0
         db = self.db
-        db.execute("insert into app.organisation (id, name) values (%s, %s)", (ORGANISATION, NAME_CANARY))
+        db.execute("insert into herald.message_text values ('milestone.title', 'en', %s)", (canaries.TEXT,))
+        db.execute("insert into app.organisation (id, name) values (%s, %s)", (ORGANISATION, canaries.NAME))
         db.execute(
             "insert into app.chapter (id, organisation_id, name) values (%s, %s, %s)",
-            (CHAPTER, ORGANISATION, NAME_CANARY),
+            (CHAPTER, ORGANISATION, canaries.EMAIL),
         )
         return self
 
@@ -265,7 +264,7 @@ class World:
             "scenario_type": "milestone",
             "params": json.dumps({"counts": [1]}),
             "organisation_id": ORGANISATION,
-            "name": NAME_CANARY,
+            "name": canaries.NAME,
             "title_key": "milestone.title",
             "body_key": "milestone.body",
             **columns,
@@ -290,7 +289,7 @@ class World:
             "  insert into herald.device_token (user_id, token, platform)"
             "  select n.user_id, %s || %s || '-' || n.n || '-' || d, %s from numbered as n, generate_series(1, %s) as d"
             ") select n.user_id from numbered as n order by n.n",
-            (CHAPTER, count, first, prefix, f"{TOKEN_CANARY}-{self.database.name}", platform, devices),
+            (CHAPTER, count, first, prefix, f"{canaries.DEVICE_TOKEN}-{self.database.name}", platform, devices),
         )
         return [row[0] for row in rows]
 
@@ -301,7 +300,7 @@ class World:
         self.ask(
             "insert into app.activity (user_id, activity_type, flags) select u, 'contact', array[%s] "
             "from unnest(%s::uuid[]) as u returning user_id",
-            (FLAG_CANARY, people),
+            (canaries.TOLD, people),
         )
 
     def daemon(
@@ -416,11 +415,4 @@ class World:
 
     def secrets(self) -> Mapping[str, str]:
         """What must be found nowhere, by kind."""
-        credentials = json.loads(self.fcm.credentials_path.read_text())
-        return {
-            "device token": TOKEN_CANARY,
-            "name": NAME_CANARY,
-            "what somebody told": FLAG_CANARY,
-            "database password": self.database.server.cluster.password,
-            "private key": credentials["private_key"].splitlines()[3],
-        }
+        return canaries.secrets_of(self.fcm.credentials_path, self.database.dsn_as(DAEMON_LOGIN, tcp=True))

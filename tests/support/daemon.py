@@ -1,6 +1,7 @@
 """Real daemons for tests: `pgherald run` as a child process, its log as events, its metrics as numbers.
 
-Everything is waited for, nothing is slept on; a daemon that a test leaves running is stopped with the block.
+Everything is waited for, nothing is slept on; a daemon that a test leaves running is stopped with the block. Its log is
+at debug level, and no secret may be in it or in the spool: every test that has a daemon holds that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from tests.support.canaries import assert_nothing_shown, files_under, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,7 +104,10 @@ def running_daemon(
     ready: bool = True,
     arguments: Sequence[str] = (),
 ) -> Iterator[Daemon]:
-    """Run a daemon with its state and log in `directory`; ready when the block begins, unless told not to wait."""
+    """Run a daemon with its state and log in `directory`; ready when the block begins, unless told not to wait.
+
+    A block that ended well fails all the same if a secret shows in what the daemon wrote.
+    """
     state_dir = directory / "state"
     log_path = directory / "daemon.log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PGHERALD_", "PG"))}
@@ -110,6 +116,7 @@ def running_daemon(
         "PGHERALD_STATE_DIR": str(state_dir),
         "PGHERALD_METRICS_LISTEN": "127.0.0.1:0",
         "PGHERALD_SCHEDULER": "off",
+        "PGHERALD_LOG_LEVEL": "debug",
         **emulator.environment,
         **(settings or {}),
     }
@@ -132,6 +139,9 @@ def running_daemon(
         if process.poll() is None:
             process.send_signal(signal.SIGCONT)
             daemon.kill()
+    assert_nothing_shown(
+        {"its log": log_path.read_bytes(), **files_under(state_dir)}, secrets_of(emulator.credentials_path, dsn)
+    )
 
 
 T = TypeVar("T")

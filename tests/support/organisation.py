@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+from tests.support import canaries
+
 if TYPE_CHECKING:
     import psycopg
 
@@ -21,11 +23,11 @@ class Organisation:
 
     def __post_init__(self) -> None:
         self.db.execute(
-            "insert into app.organisation (id, name) values (%s, 'An organisation')", (self.organisation_id,)
+            "insert into app.organisation (id, name) values (%s, %s)", (self.organisation_id, canaries.NAME)
         )
         self.db.execute(
-            "insert into app.chapter (id, organisation_id, name) values (%s, %s, 'A chapter')",
-            (self.chapter_id, self.organisation_id),
+            "insert into app.chapter (id, organisation_id, name) values (%s, %s, %s)",
+            (self.chapter_id, self.organisation_id, canaries.EMAIL),
         )
 
     def mentor(self, *tokens: str, platform: str = "android", registered: str = "200 days", **columns: Any) -> UUID:
@@ -42,7 +44,7 @@ class Organisation:
         return user_id
 
     def mentors(self, count: int) -> list[UUID]:
-        """Many peer mentors, each with one Android device `device-<user_id>`."""
+        """Many peer mentors, each with one Android device whose token is a canary."""
         people = [uuid4() for _ in range(count)]
         self.db.execute(
             "insert into app.peer_mentor (user_id, chapter_id, registered_at) "
@@ -51,8 +53,8 @@ class Organisation:
         )
         self.db.execute(
             "insert into herald.device_token (user_id, token, platform) "
-            "select u, 'device-' || u, 'android' from unnest(%s::uuid[]) as u",
-            (people,),
+            "select u, %s || u, 'android' from unnest(%s::uuid[]) as u",
+            (canaries.DEVICE_TOKEN, people),
         )
         return people
 
@@ -61,7 +63,7 @@ class Organisation:
         row = self.db.execute(
             "insert into herald.device_token (user_id, token, platform, last_seen_at) "
             "values (%s, %s, %s, now() - interval '1 hour' + make_interval(mins => %s)) returning id",
-            (user_id, token, platform, place),
+            (user_id, canaries.plant(token), platform, place),
         ).fetchone()
         assert row is not None
         return UUID(str(row[0]))
@@ -77,15 +79,18 @@ class Organisation:
         }
         found = self.db.execute(
             f"insert into herald.scenario ({', '.join(row)}) values ({', '.join(['%s'] * len(row))}) "
-            "returning scenario_id",
+            "returning scenario_id, title_key",
             tuple(row.values()),
         ).fetchone()
         assert found is not None
+        self.db.execute(
+            "insert into herald.message_text values (%s, 'en', %s) on conflict do nothing", (found[1], canaries.TEXT)
+        )
         return UUID(str(found[0]))
 
     def activity(self, user_id: UUID, activity_type: str = "contact", ago: str = "0", **columns: Any) -> UUID:
         """Something a person did."""
-        row = {"user_id": user_id, "activity_type": activity_type, **columns}
+        row = {"user_id": user_id, "activity_type": activity_type, "flags": [canaries.TOLD], **columns}
         found = self.db.execute(
             f"insert into app.activity ({', '.join(row)}, occurred_at) "
             f"values ({', '.join(['%s'] * len(row))}, now() - %s::interval) returning id",
