@@ -8,6 +8,7 @@ claim committed, before; nothing here decides who is due, and no transaction is 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,13 +43,13 @@ if TYPE_CHECKING:
     from pgherald.model import Device, DispatchResult, Prompt, PromptId, UserId
     from pgherald.outcome import Answer
     from pgherald.pacing import Pacing
-    from pgherald.recorder import Recorder
+    from pgherald.recorder import Recorder, Records
     from pgherald.store import Claimed
 
 LEASE_DEADLINES: Final = 4.0
 """A claim is good for so many send deadlines: a first send, and a few more devices or a fresh OAuth token after it."""
 
-GATHER_SECONDS: Final = 0.005
+GATHER_SECONDS: Final = 0.02
 """How long a claim may wait for more free slots while some are free."""
 
 NO_DEVICE_TOKEN: Final = "no_device_token"
@@ -127,9 +128,10 @@ class PushNotificationDispatcher:
         self._metrics = metrics
         self._config = config
         self._rng = rng or Random()
-        self._slots = anyio.Semaphore(config.max_in_flight, fast_acquire=True)
+        self._slots = asyncio.Semaphore(config.max_in_flight)
         self._expected = 0
         self._under_way = 0
+        self._wanted = 0  # free slots that somebody waits for; 0: nobody
         self._freed = anyio.Event()
 
     def expect(self, count: int) -> None:
@@ -142,13 +144,18 @@ class PushNotificationDispatcher:
         For a moment it waits for a quarter of all, so that under load claims come in batches.
         """
         with anyio.move_on_after(GATHER_SECONDS):
-            while self._free() < max(1, self._config.max_in_flight // 4):
+            await self._wait_free(max(1, self._config.max_in_flight // 4))
+        await self._wait_free(1)
+        return self._free()
+
+    async def _wait_free(self, count: int) -> None:
+        self._wanted = count
+        try:
+            while self._free() < count:
                 self._freed = anyio.Event()
                 await self._freed.wait()
-        while self._free() < 1:
-            self._freed = anyio.Event()
-            await self._freed.wait()
-        return self._free()
+        finally:
+            self._wanted = 0
 
     def _free(self) -> int:
         return self._config.max_in_flight - self._expected - self._under_way
@@ -162,11 +169,25 @@ class PushNotificationDispatcher:
             return DispatchSummary(0, 0, 0)
         self._expected = max(0, self._expected - len(prompts))
         self._under_way += len(prompts)
-        results: list[DispatchResult] = []
-        async with anyio.create_task_group() as tasks:
-            for prompt in prompts:
-                tasks.start_soon(self._dispatch_and_record, prompt, results)
-        return summarise(results)
+        summary = _Summary(len(prompts))
+        # Plain tasks, one a prompt: those of anyio cost more than all else that is done for a push. They end in here.
+        tasks = [asyncio.create_task(self._dispatch_and_record(prompt, summary)) for prompt in prompts]
+        try:
+            await asyncio.wait(tasks)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await asyncio.sleep(
+                    0
+                )  # each has begun then: one that never did could not say what became of its prompt
+            for task in tasks:
+                task.cancel()
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(tasks)
+                for records in summary.records:
+                    await records.finished.wait()
+        return summary.counts()
 
     async def give_back(self, prompts: Sequence[Prompt]) -> None:
         """Have claimed prompts ready again that nothing was sent for; returns when that is written or owed."""
@@ -243,30 +264,26 @@ class PushNotificationDispatcher:
             log.debug("token_invalid", device_id=device.device_id, token_tag=token_tag(device.token.reveal()))
         return answer
 
-    async def _dispatch_and_record(self, prompt: Prompt, results: list[DispatchResult]) -> None:
-        """One prompt from its slot to its record; the program's one broad except is here."""
+    async def _dispatch_and_record(self, prompt: Prompt, summary: _Summary) -> None:
+        """One prompt from its slot to whoever writes its record; the program's one broad except is here."""
         started = False
-        result: DispatchResult | None = None
+        result: DispatchResult
         try:
             async with self._slots:
                 started = True
                 result = await self.dispatch(prompt)
+        except asyncio.CancelledError:
+            # What had not begun is given back, what may be on its way is unknown.
+            result = Unknown(Code.CONNECTION_LOST)
         except Exception as error:  # noqa: BLE001 - whatever it was, this prompt ends here and the others go on
+            started = True
             log.crash(error, "dispatch_crashed", prompt_id=prompt.prompt_id)
             result = Unknown(Code.OTHER)
-        finally:
-            self._under_way -= 1
+        self._under_way -= 1
+        if 0 < self._wanted <= self._free():
             self._freed.set()
-            if result is None:
-                # Cancelled: what had not begun is given back, what may be on its way is unknown.
-                with anyio.CancelScope(shield=True):
-                    if started:
-                        await self._recorder.record(self._outcome(prompt, Unknown(Code.CONNECTION_LOST)))
-                    else:
-                        await self._recorder.record(release(prompt))
-        results.append(result)
-        with anyio.CancelScope(shield=True):
-            await self._recorder.record(self._outcome(prompt, result))
+        outcome = self._outcome(prompt, result) if started else release(prompt)
+        summary.add(result, self._recorder.take(outcome))
 
     def _outcome(self, prompt: Prompt, result: DispatchResult) -> Outcome:
         """What to write for a result; times are the database's clock, whatever this machine's says."""
@@ -316,8 +333,32 @@ def database_time(prompt: Prompt) -> datetime:
     return prompt.claimed_at + timedelta(seconds=time.monotonic() - prompt.claimed_mono)
 
 
-def summarise(results: Sequence[DispatchResult]) -> DispatchSummary:
-    """Count the results of a batch."""
-    dispatched = sum(isinstance(result, Sent) for result in results)
-    skipped = sum(isinstance(result, NoToken) for result in results)
-    return DispatchSummary(dispatched, len(results) - dispatched - skipped, skipped)
+class _Summary:
+    """What came of a batch so far; `complete` once all of its prompts have ended. `records` hold their outcomes."""
+
+    __slots__ = ("_left", "complete", "dispatched", "failed", "records", "skipped")
+
+    def __init__(self, prompts: int) -> None:
+        self.dispatched = self.failed = self.skipped = 0
+        self.complete = asyncio.Event()
+        self.records: set[Records] = set()
+        self._left = prompts
+
+    def add(self, result: DispatchResult, records: Records) -> None:
+        """One more has ended."""
+        match result:
+            case Sent():
+                self.dispatched += 1
+            case NoToken():
+                self.skipped += 1
+            case TokenRevoked() | Failed() | Unknown():
+                self.failed += 1
+            case _:
+                assert_never(result)
+        self.records.add(records)
+        self._left -= 1
+        if self._left == 0:
+            self.complete.set()
+
+    def counts(self) -> DispatchSummary:
+        return DispatchSummary(self.dispatched, self.failed, self.skipped)

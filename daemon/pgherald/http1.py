@@ -1,8 +1,8 @@
 """HTTP/1.1 for one purpose: many small POSTs to one server, fast, each with an honest word on whether it left.
 
-`Http1Transport` is a `pgherald.fcm.Transport` on asyncio's own protocols. One request at a time on a connection:
-whatever happens to a connection concerns one push, and its one `write` is the moment from which bytes may have left. It
-reads what an HTTP/1.1 server may answer (RFC 9112) and nothing else: no redirects, no cookies, no encodings.
+`Http1Transport` is a `pgherald.fcm.Transport` over `pgherald.link`. One request at a time on a connection: whatever
+happens to a connection concerns one push, and its one `write` is the moment from which bytes may have left. It reads
+what an HTTP/1.1 server may answer (RFC 9112) and nothing else: no redirects, no cookies, no encodings.
 
 With TLS it offers HTTP/1.1 only. HTTP/2 would share a connection, and with it every accident, between a hundred pushes.
 """
@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import re
-import select
 import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import anyio
 import httpx2
 
 from pgherald.fcm import ANSWER_MAX, KEEPALIVE, NotSent, Response, Unsure
+from pgherald.link import Link
 from pgherald.model import Code
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -91,12 +92,8 @@ class Http1Transport:
 
     async def aclose(self) -> None:
         """Close all connections; nothing may be under way any more."""
-        closing = list(self._all)
-        for connection in closing:
+        for connection in list(self._all):
             connection.abort()
-        with anyio.CancelScope(shield=True):
-            for connection in closing:
-                await connection.gone.wait()
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Response:
         """See `pgherald.fcm.Transport`."""
@@ -155,10 +152,7 @@ class Http1Transport:
             self._connecting.release()
 
     async def _connected(self, target: _Target, deadline: float) -> _Connection:
-        """A new connection: to the address that worked last, or else to each in turn, the last one with all patience.
-
-        Not asyncio's own race between addresses: cancelled at the wrong moment, that leaves a socket behind.
-        """
+        """A new connection: to the address that worked last, or else to each in turn, the last with all patience."""
         try:
             with anyio.move_on_after(deadline - time.monotonic()):
                 addresses = await self._resolve(target)
@@ -178,10 +172,8 @@ class Http1Transport:
         return sorted(dict.fromkeys(str(address[0]) for *_, address in found), key=lambda address: address != last)
 
     async def _connect(self, target: _Target, address: str) -> _Connection:
-        tls: dict[str, Any] = {"ssl": self._ssl_context, "server_hostname": target.host} if target.tls else {}
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: _Connection(self._all), address, target.port, **tls)
-        return connection
+        context = self._ssl_context if target.tls else None
+        return _Connection(await Link.open(address, target.port, context, target.host), self._all)
 
 
 async def _acquire(slots: anyio.Semaphore, deadline: float) -> None:
@@ -195,49 +187,44 @@ async def _acquire(slots: anyio.Semaphore, deadline: float) -> None:
             raise NotSent from None
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: idle, or busy with one request. It is always read from, so a server that hangs up is noticed."""
+class _Connection:
+    """One connection: idle, or busy with one request."""
 
-    def __init__(self, everyone: set[_Connection]) -> None:
-        self.gone = asyncio.Event()
+    __slots__ = ("_answer", "_everyone", "_link", "_loop", "_reader", "_since")
+
+    def __init__(self, link: Link, everyone: set[_Connection]) -> None:
+        self._link = link
+        self._loop = asyncio.get_running_loop()
         self._everyone = everyone
-        self._transport: Any = None
-        self._poll = select.poll()
         self._answer: asyncio.Future[Response | Code] | None = None
         self._reader = AnswerReader()
-        self._closed = False
         self._since = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._everyone.add(self)
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        everyone.add(self)
+        link.listen(self)
 
     @property
     def reusable(self) -> bool:
         """Whether the last answer left the connection fit for another request."""
-        return not self._closed and self._answer is None and self._reader.reusable
+        return self._answer is None and self._reader.reusable and self._link.is_open
 
     def is_young(self) -> bool:
         return time.monotonic() - self._since < KEEPALIVE
 
     def is_fresh(self) -> bool:
         """Whether an idle connection may be used again: not too old, and not a word of the server, least of all bye."""
-        return not self._closed and not self._transport.is_closing() and self.is_young() and not self._poll.poll(0)
+        return self.is_young() and self._link.is_quiet()
 
     async def exchange(self, request: bytes, patience: float) -> Response | Code:
         """Send a request and wait for its answer, or for so many seconds; a code says why there is none.
 
         Raises NotSent if the connection is over already.
         """
-        if self._closed or self._transport.is_closing():
-            raise NotSent
-        loop = asyncio.get_running_loop()
         self._reader = AnswerReader()
-        answer: asyncio.Future[Response | Code] = loop.create_future()
+        if not self._link.write(request):
+            raise NotSent
+        answer: asyncio.Future[Response | Code] = self._loop.create_future()
         self._answer = answer
-        timer = loop.call_later(patience, self._end, Code.TIMEOUT)
-        self._transport.write(request)
+        timer = self._loop.call_later(patience, self._end, Code.TIMEOUT)
         try:
             return await answer
         finally:
@@ -250,7 +237,8 @@ class _Connection(asyncio.Protocol):
                 self._answer = None
                 self._since = time.monotonic()
 
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
+        """See `pgherald.link.Receiver`."""
         if self._answer is None or self._answer.done():
             self.abort()
             return
@@ -263,16 +251,16 @@ class _Connection(asyncio.Protocol):
         if answer is not None:
             self._end(answer)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._closed = True
+    def ended(self, *, in_order: bool) -> None:
+        """See `pgherald.link.Receiver`."""
         self._everyone.discard(self)
-        self.gone.set()
         if self._answer is not None:
-            self._end(self._reader.end() if exc is None else Code.CONNECTION_LOST)
+            self._end(self._reader.end() if in_order else Code.CONNECTION_LOST)
 
     def abort(self) -> None:
-        """Close without another word: not even TLS is ended in order, which could wait for the server."""
-        self._transport.abort()
+        """Close at once; whoever waits for an answer has been told, or does not wait any more."""
+        self._everyone.discard(self)
+        self._link.abort()
 
 
 class NotAnAnswer(Exception):
@@ -285,42 +273,39 @@ class AnswerReader:
     def __init__(self) -> None:
         self.reusable = False
         self._buffer = bytearray()
-        self._status = 0
-        self._headers: dict[str, str] = {}
-        self._length: int | None = 0  # of the body; None is until the end of the connection
-        self._chunked = False
+        self._head: _Head | None = None
         self._chunks = bytearray()
-        self._keep_alive = False
 
     def feed(self, data: bytes) -> Response | None:
         """The answer, once it is whole. Raises NotAnAnswer."""
         self._buffer += data
-        while self._status == 0:
+        while self._head is None:
             if not self._read_head():
                 return None
-        if self._chunked:
-            return self._read_chunks()
-        if self._length is None:
+        if self._head.chunked:
+            return self._read_chunks(self._head)
+        length = self._head.length
+        if length is None:
             if len(self._buffer) > ANSWER_MAX:
                 raise NotAnAnswer
             return None
-        if len(self._buffer) < self._length:
+        if len(self._buffer) < length:
             return None
-        body = bytes(self._buffer[: self._length])
-        del self._buffer[: self._length]
-        return self._whole(body)
+        body = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        return self._whole(self._head, body)
 
     def end(self) -> Response | Code:
         """What there is of an answer when the connection ends in order."""
-        if self._status == 0:
+        if self._head is None:
             return Code.CONNECTION_LOST
-        if self._length is None and not self._chunked:
-            return Response(self._status, self._headers, bytes(self._buffer))
+        if self._head.length is None and not self._head.chunked:
+            return Response(self._head.status, self._head.headers, bytes(self._buffer))
         return Code.BAD_ANSWER
 
-    def _whole(self, body: bytes) -> Response:
-        self.reusable = self._keep_alive and not self._buffer
-        return Response(self._status, self._headers, body)
+    def _whole(self, head: _Head, body: bytes) -> Response:
+        self.reusable = head.keep_alive and not self._buffer
+        return Response(head.status, head.headers, body)
 
     def _read_head(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")
@@ -328,46 +313,16 @@ class AnswerReader:
             if len(self._buffer) > HEAD_MAX or self._buffer[:7] != b"HTTP/1."[: len(self._buffer)]:
                 raise NotAnAnswer
             return False
-        head = _HEAD.fullmatch(self._buffer, 0, end)
-        if head is None or end > HEAD_MAX:
+        if end > HEAD_MAX:
             raise NotAnAnswer
-        newer, status = head[1] == b"1", int(head[2])
-        fields = [
-            (name.decode().lower(), value.strip(b" \t").decode("latin-1")) for name, value in _FIELD.findall(head[3])
-        ]
+        head = _head(bytes(self._buffer[:end]))
         del self._buffer[: end + 4]
-        if 100 <= status < 200:
-            if status == 101:
-                raise NotAnAnswer
+        if head.status < 200:
             return True
-        self._headers = dict(fields)
-        self._frame(status, fields)
-        options = {
-            option.strip().lower() for name, value in fields if name == "connection" for option in value.split(",")
-        }
-        self._keep_alive = "close" not in options and (newer or "keep-alive" in options)
-        self._status = status
+        self._head = head
         return True
 
-    def _frame(self, status: int, fields: list[tuple[str, str]]) -> None:
-        """How long the body is (RFC 9112 section 6.3); what could be read in two ways is not read at all."""
-        lengths = {value for name, value in fields if name == "content-length"}
-        codings = [value.lower() for name, value in fields if name == "transfer-encoding"]
-        if status in (204, 304):
-            self._length = 0
-        elif codings:
-            if codings != ["chunked"] or lengths:
-                raise NotAnAnswer
-            self._chunked = True
-        elif lengths:
-            length = lengths.pop()
-            if lengths or not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > ANSWER_MAX:
-                raise NotAnAnswer
-            self._length = int(length)
-        else:
-            self._length = None
-
-    def _read_chunks(self) -> Response | None:
+    def _read_chunks(self, head: _Head) -> Response | None:
         while (end := self._buffer.find(b"\r\n")) >= 0:
             line = _CHUNK.fullmatch(self._buffer, 0, end)
             if line is None:
@@ -376,7 +331,7 @@ class AnswerReader:
             if len(self._chunks) + size > ANSWER_MAX:
                 raise NotAnAnswer
             if size == 0:
-                return self._read_trailer(end)
+                return self._read_trailer(head, end)
             if len(self._buffer) < end + 2 + size + 2:
                 break
             if self._buffer[end + 2 + size : end + 4 + size] != b"\r\n":
@@ -387,7 +342,7 @@ class AnswerReader:
             raise NotAnAnswer
         return None
 
-    def _read_trailer(self, begin: int) -> Response | None:
+    def _read_trailer(self, head: _Head, begin: int) -> Response | None:
         """After the last chunk: fields that nobody needs, and an empty line."""
         end = self._buffer.find(b"\r\n\r\n", begin)
         if end < 0:
@@ -395,4 +350,54 @@ class AnswerReader:
                 raise NotAnAnswer
             return None
         del self._buffer[: end + 4]
-        return self._whole(bytes(self._chunks))
+        return self._whole(head, bytes(self._chunks))
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """Status line and header fields, and what follows from them; a `length` of None is until the connection's end."""
+
+    status: int
+    headers: Mapping[str, str]
+    length: int | None
+    chunked: bool
+    keep_alive: bool
+
+
+@lru_cache(maxsize=256)
+def _head(text: bytes) -> _Head:
+    """Read a head. Those of one server are the same for a second or so, until its Date changes. Raises NotAnAnswer."""
+    found = _HEAD.fullmatch(text)
+    if found is None:
+        raise NotAnAnswer
+    newer, status = found[1] == b"1", int(found[2])
+    if status == 101:
+        raise NotAnAnswer
+    fields = [
+        (name.decode().lower(), value.strip(b" \t").decode("latin-1")) for name, value in _FIELD.findall(found[3])
+    ]
+    options = {option.strip().lower() for name, value in fields if name == "connection" for option in value.split(",")}
+    keep_alive = "close" not in options and (newer or "keep-alive" in options)
+    if 100 <= status < 200:
+        return _Head(status, {}, 0, chunked=False, keep_alive=keep_alive)
+    length, chunked = _frame(status, fields)
+    return _Head(status, MappingProxyType(dict(fields)), length, chunked, keep_alive)
+
+
+def _frame(status: int, fields: Sequence[tuple[str, str]]) -> tuple[int | None, bool]:
+    """How long the body is, and whether it is chunked (RFC 9112 section 6.3); what could be read in two ways is not
+    read at all."""
+    lengths = {value for name, value in fields if name == "content-length"}
+    codings = [value.lower() for name, value in fields if name == "transfer-encoding"]
+    if status in (204, 304):
+        return 0, False
+    if codings:
+        if codings != ["chunked"] or lengths:
+            raise NotAnAnswer
+        return None, True
+    if lengths:
+        length = lengths.pop()
+        if lengths or not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > ANSWER_MAX:
+            raise NotAnAnswer
+        return int(length), False
+    return None, False

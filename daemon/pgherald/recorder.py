@@ -1,6 +1,6 @@
 """From outcomes to records: the spool first where FCM accepted, then the database, for as long as it takes.
 
-`Recorder.record` is called by the dispatcher for every claimed prompt, exactly once. Whoever comes while the spool is
+`Recorder.take` is called by the dispatcher for every claimed prompt, exactly once. Whoever comes while the spool is
 busy shares the next write to it, and then waits once for all the rest: batches grow with the load. A record that could
 not be written is owed: it is told about once, with what a person needs to find it, and written again and again by `run`
 until it is in. The push itself is never repeated here.
@@ -8,6 +8,7 @@ until it is in. The push itself is never repeated here.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final, Protocol
@@ -61,11 +62,11 @@ class Outcome:
 
 
 @dataclass(eq=False, slots=True)
-class _Batch:
-    """Outcomes that go to the spool together; the first one's caller sees to all of them."""
+class Records:
+    """Outcomes that go to the spool together; `finished` once each is in the database or owed."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    finished: anyio.Event = field(default_factory=anyio.Event)
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Recorder:
@@ -78,7 +79,10 @@ class Recorder:
         self._rng = rng or Random()
         self._queue: list[Outcome] = []
         self._owed: list[Outcome] = []
-        self._gathering: _Batch | None = None
+        self._gathering: Records | None = None
+        self._tasks: set[asyncio.Task[None]] = (
+            set()
+        )  # each writes one batch, and whoever handed in outcomes waits for it
         self._spooling = anyio.Lock()
         self._turn = anyio.Lock()
         self._owing = anyio.Event()
@@ -88,22 +92,29 @@ class Recorder:
         """Outcomes that the database would not take yet."""
         return len(self._owed)
 
+    def take(self, outcome: Outcome) -> Records:
+        """Have one outcome written, together with those that come while the spool is busy; says when it is."""
+        records = self._gathering
+        if records is None:
+            records = self._gathering = Records()
+            task = asyncio.create_task(self._record(records))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        records.outcomes.append(outcome)
+        return records
+
     async def record(self, outcome: Outcome) -> bool:
         """Write one outcome; True once it is in the database, False if it is owed and `run` goes on trying."""
-        leads = self._gathering is None
-        batch = self._gathering = self._gathering or _Batch()
-        batch.outcomes.append(outcome)
-        if leads:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._record(batch)
-            finally:
-                batch.finished.set()
-        else:
-            await batch.finished.wait()
+        await self.take(outcome).finished.wait()
         return outcome.written
 
-    async def _record(self, batch: _Batch) -> None:
+    async def _record(self, records: Records) -> None:
+        try:
+            await self._spool_and_write(records)
+        finally:
+            records.finished.set()
+
+    async def _spool_and_write(self, batch: Records) -> None:
         async with self._spooling:
             self._gathering = None  # whoever comes from now on makes up the next one
             accepted = [outcome for outcome in batch.outcomes if outcome.entry is not None]
