@@ -128,6 +128,7 @@ class PushNotificationDispatcher:
         self._metrics = metrics
         self._config = config
         self._rng = rng or Random()
+        self._lease_seconds = config.lease.total_seconds()
         self._slots = asyncio.Semaphore(config.max_in_flight)
         self._expected = 0
         self._under_way = 0
@@ -248,7 +249,7 @@ class PushNotificationDispatcher:
             return TokenInvalid(Code.INVALID_ARGUMENT)
         except MessageError:
             return Rejected(Code.INVALID_ARGUMENT, transient=False)
-        if passed + self._config.send_deadline > self._config.lease.total_seconds():
+        if passed + self._config.send_deadline > self._lease_seconds:
             # This process slept: others may have given the prompt up by now, so it must not go out any more.
             return Rejected(Code.LEASE_EXPIRED, transient=True)
         self._metrics.in_flight.inc()

@@ -76,6 +76,8 @@ class FcmClient:
     def __init__(self, transport: Transport, oauth: OAuth, endpoint: str, project: str) -> None:
         self._transport = transport
         self._oauth = oauth
+        self._headers_token = ""
+        self._headers: Mapping[str, str] = {}
         self._url = f"{endpoint.rstrip('/')}/v1/projects/{quote(project, safe=':')}/messages:send"
 
     async def send(self, message: bytes, deadline: float) -> Answer:
@@ -95,9 +97,11 @@ class FcmClient:
         token = (self._oauth.cached if stale is None else "") or await self._token(deadline, stale)
         if not token:
             return Rejected(Code.NO_OAUTH_TOKEN, transient=True), token
-        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        if token != self._headers_token:
+            self._headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+            self._headers_token = token
         try:
-            response = await self._transport.post(self._url, headers, message, deadline)
+            response = await self._transport.post(self._url, self._headers, message, deadline)
         except NotSent as error:
             return Rejected(error.code, transient=True), token
         except Unsure as error:

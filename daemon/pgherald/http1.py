@@ -80,7 +80,8 @@ class Http1Transport:
         self._idle: dict[_Target, list[_Connection]] = {}
         self._all: set[_Connection] = set()
         self._worked: dict[str, str] = {}
-        self._fields: tuple[tuple[tuple[str, str], ...], bytes] = ((), b"")
+        self._headers: Mapping[str, str] = {}
+        self._header_lines = b""
 
     async def __aenter__(self) -> Self:
         return self
@@ -117,12 +118,12 @@ class Http1Transport:
 
     def _lines(self, headers: Mapping[str, str]) -> bytes:
         """The header lines; they are the same until the access token changes."""
-        key = tuple(headers.items())
-        if key != self._fields[0]:
-            if any(_UNSAFE.search(text) for field in key for text in field):
+        if headers != self._headers:
+            if any(_UNSAFE.search(text) for field in headers.items() for text in field):
                 raise NotSent
-            self._fields = (key, "".join(f"{name}: {value}\r\n" for name, value in key).encode("ascii"))
-        return self._fields[1]
+            self._headers = dict(headers)
+            self._header_lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")
+        return self._header_lines
 
     def _kept(self, target: _Target) -> _Connection | None:
         """The connection that was idle for the shortest time, if it is still any good."""
