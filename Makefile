@@ -41,7 +41,7 @@ test-quick: $(VENV)/.dev ## the tests that need no database and no patience
 fault: system $(VENV)/.dev ## crashes, partitions, full disks: what must hold when things break
 	@FAULT=full $(BIN)/python -m pytest tests/fault --timeout=900 $(ARGS)
 
-BENCHES := $(patsubst tests/bench/%.py,bench-%,$(shell grep -ls __main__ tests/bench/*.py))
+BENCHES := $(patsubst tests/bench/%,bench-%,$(basename $(patsubst %/__main__.py,%.py,$(shell grep -ls __main__ tests/bench/*.py tests/bench/*/__main__.py))))
 bench: $(BENCHES) ## what it costs, all of it; alone: make bench-evaluate (any file of tests/bench)
 bench-%: system $(VENV)/.dev
 	@$(BIN)/python -m tests.bench.$* $(ARGS)
@@ -65,7 +65,7 @@ lock: $(VENV)/.dev ## resolve the dependencies anew (ARGS=--upgrade for newer on
 	@$(LOCK) --constraint requirements.lock --output-file requirements-demo.lock
 
 clean: ## remove what make and the tools made
-	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .peers dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find daemon tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment, in three steps: an interpreter with pip, the demo's packages, the developers' packages.

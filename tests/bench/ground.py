@@ -10,6 +10,8 @@ import datetime as dt
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -352,26 +354,44 @@ def median(values: Sequence[float]) -> float:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns, the first to the left and the others to the right."""
+    """Markdown, padded so that it reads well as it is: the first column to the left and the others to the right."""
     cells = [list(map(str, row)) for row in (head, *rows)]
-    widths = [max(len(row[n]) for row in cells) for n in range(len(head))]
+    widths = [max(3, *(len(row[n]) for row in cells)) for n in range(len(head))]
     lines = [
-        "  ".join(
+        " | ".join(
             cell.ljust(width) if n == 0 else cell.rjust(width)
             for n, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in cells
     ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    rule = " | ".join("-" * width if n == 0 else "-" * (width - 1) + ":" for n, width in enumerate(widths))
+    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def machine() -> str:
+    """The processor, how much of it there is, and the memory."""
+    model, memory = platform.machine(), ""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = found[1].strip() if found else model
+        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB"
+    cores = os.cpu_count() or 1
+    return f"{cores} {'core' if cores == 1 else 'cores'} ({model}){memory}"
 
 
 def write(name: str, results: Any) -> None:
-    """bench-results/NAME.json, with the machine and the time."""
-    RESULTS.mkdir(exist_ok=True)
+    """bench-results/NAME.json, with machine, time and command; prints the line that belongs under the table."""
+    now = datetime.now(UTC)
+    command = f"make bench-{name}" + (f' ARGS="{shlex.join(sys.argv[1:])}"' if sys.argv[1:] else "")
     content = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "at": now.isoformat(timespec="seconds"),
+        "command": command,
+        "machine": machine(),
+        "python": platform.python_version(),
         "load_before_or_after": os.getloadavg(),
         "results": results,
     }
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    load = f"load at the end {os.getloadavg()[0]:.1f}"
+    print(f"\n`{command}`, {now:%Y-%m-%d}: {machine()}, Postgres and all else on it; {load}.")
