@@ -43,6 +43,9 @@ CONNECTING_MAX: Final = 32
 """Connections made at once: with five hundred begun together on a slow machine, each handshake would be late and thrown
 away, again and again. Meanwhile one that is in use may come free, and serves as well."""
 
+LAST_LOOK: Final = 0.01
+"""Seconds for reading what had arrived by the deadline: a process that was stopped finds its answers only later."""
+
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEAD: Final = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: [^\r\n\0]*)?((?:\r\n" + _TOKEN + rb":[^\r\n\0]*)*)")
 _FIELD: Final = re.compile(rb"\r\n(" + _TOKEN + rb"):([^\r\n\0]*)")
@@ -191,13 +194,14 @@ async def _acquire(slots: anyio.Semaphore, deadline: float) -> None:
 class _Connection:
     """One connection: idle, or busy with one request."""
 
-    __slots__ = ("_answer", "_everyone", "_link", "_loop", "_reader", "_since")
+    __slots__ = ("_answer", "_everyone", "_link", "_loop", "_reader", "_since", "_timer")
 
     def __init__(self, link: Link, everyone: set[_Connection]) -> None:
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._everyone = everyone
         self._answer: asyncio.Future[Response | Code] | None = None
+        self._timer: asyncio.TimerHandle
         self._reader = AnswerReader()
         self._since = 0.0
         everyone.add(self)
@@ -225,11 +229,17 @@ class _Connection:
             raise NotSent
         answer: asyncio.Future[Response | Code] = self._loop.create_future()
         self._answer = answer
-        timer = self._loop.call_later(patience, self._end, Code.TIMEOUT)
+        self._timer = self._loop.call_later(patience, self._expire)
         try:
             return await answer
         finally:
-            timer.cancel()
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        if self._link.is_quiet():
+            self._end(Code.TIMEOUT)
+        else:
+            self._timer = self._loop.call_later(LAST_LOOK, self._end, Code.TIMEOUT)
 
     def _end(self, answer: Response | Code) -> None:
         if self._answer is not None and not self._answer.done():

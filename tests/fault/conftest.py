@@ -33,38 +33,14 @@ if TYPE_CHECKING:
 
 RESULTS: Final[list[dict[str, Any]]] = []
 MISSING: Final[set[str]] = set()
-HERE: Final = Path(__file__).parent
 _BEGAN: Final = time.time()
 
 
-#: What `make test` leaves to `make fault`: variations of what it does run, and what takes long.
-THOROUGH: Final = (
-    "a_black_hole",
-    "after_the_200_gets_its_records_later[alive-control]",
-    "a_clock_two_hours_off",
-    "a_killed_fcm_leaves",
-    "commit_whose_answer_is_lost_is_neither_doubled_nor_dropped[control]",
-    "crashes_again_and_again[as it is]",
-    "disk_that_fails_under_the_spool_stops_the_claiming[control]",
-    "flipped_bit_costs_its_own_entry_and_is_told[0.6]",
-    "keeps_no_spool_is_found_out",
-    "lock_on_the_outbox",
-    "no_reason_to_spin[locked]",
-    "no_road_to_fcm_means_not_sent_for_certain[control]",
-    "one_byte_a_second_holds_nobody_up[control]",
-    "retries_end_at_expires_after",
-    "sigterm_with_fifty_in_flight[1]",
-    "torn_tail_costs_its_own_entry_and_no_other[150]",
-    "torn_tail_costs_its_own_entry_and_no_other[20]",
-    "usual_queue_out[record what was only claimed]",
-    "watchdog_stops_when_the_loop_is_blocked[control]",
-)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to `make fault` what is marked thorough: variations of what does run, and what takes long."""
     if FULL:
         return
-    left_out = [item for item in items if item.path.parent == HERE and any(each in item.name for each in THOROUGH)]
+    left_out = [item for item in items if item.get_closest_marker("thorough") is not None]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
+from tests.fault.claims import doubts
 from tests.fault.world import wait_until
 from tests.support import canaries
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from tests.fault.world import World
+
+
+CLOCK_TOLERANCE: Final = 60.0
+"""Seconds between FCM's acceptance and the time in its record at most: a daemon may have been stopped in between."""
 
 
 class Broken(AssertionError):
@@ -32,13 +38,15 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The numbers of one run. `lost`: accepted and spooled, or never begun, and yet without a record or an outcome."""
+    """The numbers of one run. `lost`: accepted and spooled, or never begun, and yet without a record or an outcome;
+    `unknown_accepted`: of those unknown, what FCM accepted."""
 
     prompts: int
     pushes: int
     duplicates: int
     lost: int
     unknown: int
+    unknown_accepted: int
     failed: int
     canaries: int
 
@@ -54,8 +62,9 @@ def check_invariants(
     """Check everything, at rest.
 
     `unknown`: exactly the people whose prompt must be unknown, because the answer was lost; `unknown_at_most`: nobody
-    but these may be; without either, whoever's prompt was under way in a crash. `resend`: the scenarios say
-    on_unknown = 'resend', so a second copy is allowed for each lost answer, if it replaces the first on the device.
+    but these may be; without either, exactly those whose owner lost touch (see tests.fault.claims). `resend`: the
+    scenarios say on_unknown = 'resend', so a second copy is allowed for each lost answer, if it replaces the first on
+    the device.
     """
     broken: list[str] = []
     prompts = world.ask(
@@ -63,8 +72,8 @@ def check_invariants(
         "from herald.prompt"
     )
     notes = world.ask(
-        "select n.id, n.prompt_id, n.user_id, n.scenario_type, n.idempotency_key, n.cooldown_window_start "
-        "from herald.scenario_notification as n"
+        "select n.id, n.prompt_id, n.user_id, n.scenario_type, n.idempotency_key, n.cooldown_window_start, "
+        "n.message_name, n.dispatched_at from herald.scenario_notification as n"
     )
     history = world.ask("select prompt_id, delivery_status, count(*) from herald.scenario_prompt_history group by 1, 2")
     told = {(row[0], row[1]): row[2] for row in history}
@@ -104,7 +113,24 @@ def check_invariants(
     )
     broken += [f"cooldown: two notifications of {row[0]} too close to each other" for row in close]
     accepted = {push.notification_id for push in pushes}
-    broken += [f"never accepted: notification {row[0]} without a push" for row in notes if row[0] not in accepted]
+    received = {(push.notification_id, push.name): push.received_at for push in pushes}
+    for row in notes:
+        if row[0] not in accepted:
+            broken.append(f"never accepted: notification {row[0]} without a push")
+        elif (row[0], row[6]) not in received:
+            broken.append(f"never answered: notification {row[0]} does not carry the name that FCM gave the message")
+        elif abs((row[7] - received[row[0], row[6]]).total_seconds()) > CLOCK_TOLERANCE:
+            broken.append(f"clock: notification {row[0]} says {row[7]}, and FCM {received[row[0], row[6]]}")
+    expiries = dict(
+        world.ask(
+            "select p.notification_id, greatest(p.due_at, s.started_at) + s.expires_after from herald.prompt as p "
+            "join herald.scenario as s on s.scenario_id = p.scenario_id where isfinite(p.due_at)"
+        )
+    )
+    for push in pushes:
+        expires_at = expiries.get(push.notification_id)
+        if expires_at is not None and (push.received_at - expires_at).total_seconds() > 4 * world.deadline:
+            broken.append(f"late: a push of {push.notification_id} after it had expired")
 
     # what reached a spool, and what was accepted at all
     noted = {row[1] for row in notes}
@@ -143,16 +169,10 @@ def check_invariants(
         broken.append(f"unknown: {len(lost_answers - expected)} too many, {len(expected - lost_answers)} too few")
     if unknown_at_most is not None and not lost_answers <= set(unknown_at_most):
         broken.append(f"unknown: {len(lost_answers - set(unknown_at_most))} whose answer was not lost")
-    for daemon in world.daemons.values() if metrics else ():
-        if daemon.running:
-            try:
-                wait_until(
-                    lambda daemon=daemon: daemon.metric('pgherald_prompts{status="unknown"}') == len(lost_answers),  # type: ignore[misc]
-                    "metric",
-                    12,
-                )
-            except TimeoutError:
-                broken.append(f"metric: {daemon.name} does not say that {len(lost_answers)} are unknown")
+    doubted = doubts(world, told=unknown or unknown_at_most or ())
+    broken += doubted.broken
+    if metrics:
+        broken += _unsaid(world, len(lost_answers), sum(n for (_, what), n in told.items() if what == "unknown"))
 
     canaries = list(_canaries(world))
     broken += canaries
@@ -164,13 +184,36 @@ def check_invariants(
         len(pushes),
         duplicates,
         lost,
-        len(lost_answers),
+        doubted.count,
+        doubted.accepted,
         sum(row[2] == "failed" for row in prompts),
         len(canaries),
     )
     if broken:
         raise Broken(broken, finding)
     return finding
+
+
+def _unsaid(world: World, unknown: int, ever: int) -> Iterator[str]:
+    """Daemons whose metrics do not say what is unknown: each now, and all together what ever was."""
+    running = [daemon for daemon in world.daemons.values() if daemon.running]
+    for daemon in running:
+        gauge = partial(daemon.metric, 'pgherald_prompts{status="unknown"}')
+        try:
+            wait_until(lambda gauge=gauge: gauge() == unknown, "gauge", 12)  # type: ignore[misc]
+        except TimeoutError:
+            yield f"metric: {daemon.name} does not say that {unknown} are unknown"
+    if world.first_lives != len(running) or any(daemon.lives > 1 for daemon in running):
+        return
+
+    def counted() -> float:
+        series = [daemon.series("pgherald_prompts_total") for daemon in running]
+        return sum(number for each in series for labels, number in each.items() if 'outcome="unknown"' in labels)
+
+    try:
+        wait_until(lambda: counted() == ever, "counters", 12)
+    except TimeoutError:
+        yield f"metric: pgherald_prompts_total counts {counted():.0f} unknown, and the history has {ever}"
 
 
 def _canaries(world: World) -> Iterator[str]:

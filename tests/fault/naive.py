@@ -7,22 +7,26 @@ put into one test's database by `create or replace`. Nothing here is ever shippe
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import google.auth.transport.requests
 
-from pgherald import fcm, http1, listener, oauth, recorder, service, spool, store, worker
+from pgherald import dispatcher, fcm, http1, listener, oauth, recorder, service, spool, store, worker
 from pgherald.config import load_settings
+from pgherald.model import Unknown
 from pgherald.outcome import Rejected, Unsure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from pgherald.model import PromptId
+    from pgherald.model import DispatchResult, Prompt, PromptId
     from pgherald.outcome import Answer
     from pgherald.recorder import Outcome
     from pgherald.spool import Entry
@@ -65,6 +69,16 @@ def knows_no_deadline() -> None:
         return await post(self, url, headers, body, deadline + 3600)
 
     http1.Http1Transport.post = patient  # type: ignore[method-assign]
+
+
+def knows_no_lease() -> None:
+    """What was claimed is sent, however long ago that was."""
+    dispatch = dispatcher.PushNotificationDispatcher.dispatch
+
+    async def late(self: dispatcher.PushNotificationDispatcher, payload: Prompt) -> DispatchResult:
+        return await dispatch(self, replace(payload, claimed_mono=time.monotonic()))
+
+    dispatcher.PushNotificationDispatcher.dispatch = late  # type: ignore[method-assign]
 
 
 def brings_its_token() -> None:
@@ -210,12 +224,36 @@ def forgets_what_it_asked_for() -> None:
     worker.Worker._claim = claim  # type: ignore[method-assign]  # noqa: SLF001
 
 
+def ends_at_once() -> None:
+    """SIGTERM ends the process, whatever is under way."""
+
+    async def end(*_: object) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _number in signals:
+                os._exit(0)
+
+    service._stop_on_signal = end  # type: ignore[assignment]  # noqa: SLF001
+
+
+def takes_back_what_left() -> None:
+    """What a stop interrupts goes back into the queue, sent or not."""
+    outcome = dispatcher.PushNotificationDispatcher._outcome  # noqa: SLF001
+
+    def back(self: dispatcher.PushNotificationDispatcher, prompt: Prompt, result: DispatchResult) -> Outcome:
+        if isinstance(result, Unknown):
+            return dispatcher.release(prompt)
+        return outcome(self, prompt, result)
+
+    dispatcher.PushNotificationDispatcher._outcome = back  # type: ignore[method-assign]  # noqa: SLF001
+
+
 VARIANTS: Final[dict[str, Callable[[], None]]] = {
     each.__name__: each
     for each in (
         retries_on_doubt,
         doubts_everything,
         knows_no_deadline,
+        knows_no_lease,
         brings_its_token,
         keeps_no_spool,
         replays_nothing,
@@ -229,6 +267,8 @@ VARIANTS: Final[dict[str, Callable[[], None]]] = {
         pings_from_a_thread,
         blocks_its_loop,
         forgets_what_it_asked_for,
+        ends_at_once,
+        takes_back_what_left,
     )
 }
 

@@ -45,8 +45,15 @@ def link_to(world: World, listen: str = "127.0.0.1") -> Iterator[tuple[Link, str
         yield link, dsn
 
 
-@pytest.mark.parametrize("variant", [None, "gives_up_on_records"], ids=["promise", "control"])
-@pytest.mark.parametrize("killed", [False, True], ids=["alive", "killed"])
+@pytest.mark.parametrize(
+    ("killed", "variant"),
+    [
+        pytest.param(False, None, id="alive-promise"),
+        pytest.param(False, "gives_up_on_records", id="alive-control", marks=pytest.mark.thorough),
+        pytest.param(True, None, id="killed-promise"),
+        pytest.param(True, "gives_up_on_records", id="killed-control"),
+    ],
+)
 def test_a_database_that_goes_right_after_the_200_gets_its_records_later(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, killed: bool, variant: str | None
 ) -> None:
@@ -101,7 +108,13 @@ def test_a_late_owner_turns_unknown_into_sent(make_world: Worlds, promise: Promi
         assert finding.pushes == len(people)
 
 
-@pytest.mark.parametrize("variant", [None, "resends_when_unrecorded"], ids=["promise", "control"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(None, id="promise"),
+        pytest.param("resends_when_unrecorded", id="control", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_commit_whose_answer_is_lost_is_neither_doubled_nor_dropped(
     make_world: Worlds, promise: Promise, variant: str | None
 ) -> None:
@@ -154,6 +167,7 @@ def test_deadlocks_and_serialization_errors_cost_time_only(make_world: Worlds, p
         assert world.statuses() == {"sent": len(people)}
 
 
+@pytest.mark.thorough
 def test_a_lock_on_the_outbox_is_waited_for_without_a_busy_loop(make_world: Worlds, promise: Promise) -> None:
     with make_world() as world:
         world.scenario()
@@ -173,7 +187,7 @@ def test_a_lock_on_the_outbox_is_waited_for_without_a_busy_loop(make_world: Worl
         assert world.statuses() == {"sent": 25}
 
 
-@pytest.mark.parametrize("how", ["paused", "locked"])
+@pytest.mark.parametrize("how", ["paused", pytest.param("locked", marks=pytest.mark.thorough)])
 def test_what_is_ready_and_cannot_be_claimed_is_no_reason_to_spin(
     make_world: Worlds, promise: Promise, how: str
 ) -> None:
@@ -224,11 +238,12 @@ def test_sessions_terminated_at_random_lose_nothing(make_world: Worlds, promise:
         acting.start()
         with world.database.connect() as admin:
             while acting.is_alive():
-                admin.execute(
-                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
+                ended = admin.execute(
+                    "select pid, pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
                     "and usename = %s and random() < %s",
                     (DAEMON_LOGIN, rng.choice([0.3, 1.0])),
-                )
+                ).fetchall()
+                world.ended_sessions |= {row[0] for row in ended}
                 time.sleep(rng.uniform(0.1, 0.4))
         acting.join()
         world.rest(90)
@@ -254,7 +269,13 @@ def test_a_terminated_listener_is_back_at_once_and_hears(make_world: Worlds, pro
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["as it is", "synchronous_commit off"])
+@pytest.mark.parametrize(
+    "asynchronous",
+    [
+        pytest.param(False, id="as it is", marks=pytest.mark.thorough),
+        pytest.param(True, id="synchronous_commit off"),
+    ],
+)
 def test_a_postgres_that_crashes_again_and_again(
     make_world: Worlds, promise: Promise, own_server: Server, asynchronous: bool
 ) -> None:
@@ -365,14 +386,13 @@ def test_no_connections_left_is_waited_out(make_world: Worlds, promise: Promise,
         assert world.statuses() == {"sent": 10}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", [None, "has_no_pulse"], ids=["promise", "control"])
 def test_a_black_hole_on_the_database_link_is_noticed_within_ten_seconds(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, variant: str | None
 ) -> None:
     needs_root("a black hole on the database link")
     needs("ip", "a black hole on the database link")
-    if variant is not None and not FULL:
-        pytest.skip("only in `make fault`")
     name = f"pgh{os.getpid() % 10000}"
     with (
         make_world(tcp=True) as world,

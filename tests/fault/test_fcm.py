@@ -128,7 +128,10 @@ def test_control_a_daemon_that_takes_a_refusal_for_doubt_is_found_out(
             promise(world, unknown=())
 
 
-@pytest.mark.parametrize("variant", [None, "doubts_everything"], ids=["promise", "control"])
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(None, id="promise"), pytest.param("doubts_everything", id="control", marks=pytest.mark.thorough)],
+)
 def test_no_road_to_fcm_means_not_sent_for_certain(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, variant: str | None
 ) -> None:
@@ -174,7 +177,10 @@ def test_without_oauth_nothing_is_sent_and_everything_once_it_is_back(
         assert world.statuses() == {"sent": 8}
 
 
-@pytest.mark.parametrize("variant", [None, "knows_no_deadline"], ids=["promise", "control"])
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(None, id="promise"), pytest.param("knows_no_deadline", id="control", marks=pytest.mark.thorough)],
+)
 def test_one_byte_a_second_holds_nobody_up(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, variant: str | None
 ) -> None:
@@ -193,6 +199,7 @@ def test_one_byte_a_second_holds_nobody_up(
                 world.rest(8)
 
 
+@pytest.mark.thorough
 def test_a_clock_two_hours_off_changes_no_time_in_the_records(
     make_world: Worlds, promise: Promise, tmp_path: Path
 ) -> None:
@@ -226,6 +233,7 @@ def test_a_clock_two_hours_off_changes_no_time_in_the_records(
         assert off == (0,)
 
 
+@pytest.mark.thorough
 def test_a_killed_fcm_leaves_unknown_for_those_under_way_and_no_one_else(
     make_world: Worlds, promise: Promise, tmp_path: Path
 ) -> None:

@@ -235,7 +235,10 @@ def test_random_kills_of_three_daemons_push_nothing_twice_and_lose_nothing(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("spoiled", ["lease and reclaim", "record what was only claimed"])
+@pytest.mark.parametrize(
+    "spoiled",
+    ["lease and reclaim", pytest.param("record what was only claimed", marks=pytest.mark.thorough)],
+)
 def test_control_random_kills_find_the_usual_queue_out(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, spoiled: str
 ) -> None:

@@ -212,6 +212,7 @@ def test_what_failed_is_armed_again_once_and_never_doubled(
         assert world.statuses() == {"sent": 6}
 
 
+@pytest.mark.thorough
 def test_retries_end_at_expires_after(make_world: Worlds, promise: Promise, fcm: EmulatorProcess) -> None:
     with make_world() as world:
         world.scenario(expires_after="12 seconds")

@@ -61,7 +61,7 @@ def test_control_without_the_lock_a_second_daemon_is_let_in(make_world: Worlds) 
         world.daemon("second", variant="shares_the_spool", state_dir=first.state_dir)
 
 
-@pytest.mark.parametrize("cut", [1, 20, 150])
+@pytest.mark.parametrize("cut", [1, *(pytest.param(cut, marks=pytest.mark.thorough) for cut in (20, 150))])
 def test_a_torn_tail_costs_its_own_entry_and_no_other(make_world: Worlds, promise: Promise, cut: int) -> None:
     with make_world() as world:
         world.scenario()
@@ -81,7 +81,7 @@ def test_a_torn_tail_costs_its_own_entry_and_no_other(make_world: Worlds, promis
         promise(world, unknown=people)
 
 
-@pytest.mark.parametrize("at", [0.3, 0.6])
+@pytest.mark.parametrize("at", [0.3, pytest.param(0.6, marks=pytest.mark.thorough)])
 def test_a_flipped_bit_costs_its_own_entry_and_is_told(make_world: Worlds, promise: Promise, at: float) -> None:
     with make_world() as world:
         world.scenario()
@@ -145,7 +145,10 @@ def test_a_full_disk_under_the_spool_stops_the_claiming_and_loses_nothing(
         assert world.statuses() == {"sent": 45}
 
 
-@pytest.mark.parametrize("variant", [None, "never_stops_claiming"], ids=["promise", "control"])
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(None, id="promise"), pytest.param("never_stops_claiming", id="control", marks=pytest.mark.thorough)],
+)
 def test_a_disk_that_fails_under_the_spool_stops_the_claiming(
     make_world: Worlds, promise: Promise, variant: str | None
 ) -> None:

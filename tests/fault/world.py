@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -19,12 +20,14 @@ import urllib.request
 import zlib
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import UUID
 
 import psycopg
 
+from tests.fault import claims
 from tests.support import canaries
 from tests.support.postgres import DAEMON_LOGIN
 
@@ -90,12 +93,14 @@ class Daemon:
     _log_start: int = 0
     _listen: str | None = None
     killed: bool = False
+    lives: int = 0
 
     def start(self, *, ready: bool = True) -> Self:
         """Start it (again); returns once it is READY."""
         module = ["pgherald.cli", "run"] if self.variant is None else ["tests.fault.naive", self.variant]
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         self._listen, self.killed = None, False
+        self.lives += 1
         with self.log_file.open("ab") as log:
             self.started_at = time.monotonic()
             self.process = subprocess.Popen(
@@ -115,6 +120,13 @@ class Daemon:
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    @property
+    def owners(self) -> set[str]:
+        """How this process calls itself in its claims, a wrapper or not."""
+        return {
+            f"{socket.gethostname()}:{pid}" for pid in (self.pid, *(each["pid"] for each in self.events("starting")))
+        }
 
     @property
     def running(self) -> bool:
@@ -164,8 +176,12 @@ class Daemon:
 
     def metric(self, series: str) -> float:
         """One number; summed over a metric's labels when `series` has none."""
-        values = re.findall(rf"^{re.escape(series)}(?:\{{[^}}]*\}})? (\S+)$", self.page(), re.MULTILINE)
-        return sum(map(float, values))
+        return sum(self.series(series).values())
+
+    def series(self, name: str) -> dict[str, float]:
+        """All numbers of a metric, by their labels as they are written."""
+        found = re.findall(rf"^{re.escape(name)}(\{{[^}}]*\}})? (\S+)$", self.page(), re.MULTILINE)
+        return {labels: float(value) for labels, value in found}
 
     def send(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -193,6 +209,8 @@ class Push:
     token: str
     notification_id: UUID
     collapse: str
+    name: str
+    received_at: datetime
 
 
 @dataclass(slots=True)
@@ -210,7 +228,10 @@ class World:
     acted: list[UUID] = field(default_factory=list)
     payloads: list[str] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
+    lost_touch: set[str] = field(default_factory=set)
+    ended_sessions: set[int] = field(default_factory=set)
     crashes: int = 0
+    first_lives: int = 0
     _fcm_start: int = 0
     _pg_start: int = 0
     _open: ExitStack = field(default_factory=ExitStack)
@@ -228,6 +249,7 @@ class World:
             "insert into app.chapter (id, organisation_id, name) values (%s, %s, %s)",
             (CHAPTER, ORGANISATION, canaries.EMAIL),
         )
+        db.execute(claims.LOG.encode())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -339,10 +361,12 @@ class World:
             tuple(wrapper),
         )
         self.daemons[name] = made
+        self.first_lives += 1
         return made.start() if start else made
 
     def kill(self, daemon: Daemon) -> None:
         """SIGKILL, and note what its spool holds at that moment: those records must come."""
+        self.lost_touch |= daemon.owners
         daemon.kill()
         self.crashes += 1
         self.note_spool(daemon)
@@ -372,7 +396,15 @@ class World:
                 continue
             android = message.get("android", {}).get("notification", {}).get("tag")
             apns = message.get("apns", {}).get("headers", {}).get("apns-collapse-id")
-            found.append(Push(content["token"], UUID(message["data"]["notification_id"]), android or apns or ""))
+            found.append(
+                Push(
+                    content["token"],
+                    UUID(message["data"]["notification_id"]),
+                    android or apns or "",
+                    content["name"],
+                    datetime.fromisoformat(content["received_at"]),
+                )
+            )
         return found
 
     def wait_for_pushes(self, count: int, seconds: float = SETTLED) -> None:
