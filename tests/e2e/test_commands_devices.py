@@ -8,32 +8,16 @@ from uuid import uuid4
 
 import pytest
 
-from pgherald.emulator.client import emulator_process
 from tests.support.command import Command
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import psycopg
 
     from pgherald.emulator.client import EmulatorProcess
     from tests.support.postgres import Database
 
 pytestmark = pytest.mark.parametrize("server", ["pg18"], indirect=True)
-
-
-@pytest.fixture(scope="module")
-def running_emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(running_emulator: EmulatorProcess) -> EmulatorProcess:
-    running_emulator.set_faults()
-    running_emulator.clear()
-    return running_emulator
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 
-from pgherald.emulator.client import emulator_process
 from tests.support.command import Command
 from tests.support.daemon import running_daemon, wait_for
 from tests.support.organisation import Organisation
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
+    from pgherald.emulator.client import EmulatorProcess
     from tests.support.postgres import Database
 
 pytestmark = pytest.mark.parametrize("server", ["pg18"], indirect=True)
@@ -55,9 +56,13 @@ def test_failed_prompts_are_listed_with_what_a_person_needs_to_decide(
     assert pgherald("failed", "list").out == "no failed prompts\n"
     first, second = end_as(organisation, "failed", "UNAVAILABLE", 2)
     organisation.db.execute("update herald.prompt set error_code = 'INTERNAL' where prompt_id = %s", (second,))
+    assert re.search(
+        rf"^{first}  UNAVAILABLE, (now|\d+ s ago), 1 attempt", pgherald("failed", "list").out, re.MULTILINE
+    )
+    organisation.db.execute("update herald.prompt set settled_at = settled_at - interval '5 minutes'")
     answer = pgherald("failed", "list")
     assert answer.code == 0
-    assert f"{first}  UNAVAILABLE, now, 1 attempt" in answer.out
+    assert f"{first}  UNAVAILABLE, 5 min ago, 1 attempt" in answer.out
     assert "may be retried until" in answer.out
     assert answer.out.endswith("2 failed prompts\n")
     assert max(map(len, answer.out.splitlines())) <= 80
@@ -68,11 +73,11 @@ def test_failed_prompts_are_listed_with_what_a_person_needs_to_decide(
 
 
 def test_retried_prompts_are_sent_once_and_the_rest_stays(
-    pgherald: Command, organisation: Organisation, database: Database, tmp_path: Path
+    pgherald: Command, organisation: Organisation, database: Database, emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
     first, second = end_as(organisation, "failed", "UNAVAILABLE", 2)
     organisation.db.execute("update herald.prompt set error_code = 'INTERNAL' where prompt_id = %s", (second,))
-    with emulator_process() as emulator, running_daemon(database.daemon_dsn, emulator, tmp_path):
+    with running_daemon(database.daemon_dsn, emulator, tmp_path):
         assert pgherald("failed", "retry", "--all", "--code", "UNAVAILABLE").out == "1 prompt ready again\n"
         emulator.wait_for(1)
         wait_for(lambda: organisation.notifications())
@@ -99,7 +104,7 @@ def test_unknown_prompts_are_listed_and_settled_by_a_person_s_word(
     sent, not_sent = end_as(organisation, "unknown", "TIMEOUT", 2)
     answer = pgherald("unknown", "list")
     assert answer.code == 0
-    assert f"{sent}  TIMEOUT, sent off now" in answer.out
+    assert re.search(rf"^{sent}  TIMEOUT, sent off (now|\d+ s ago)", answer.out, re.MULTILINE)
     assert "notification_id" in answer.out
     assert pgherald("unknown", "resolve", "--sent", sent).out == "1 prompt settled as sent\n"
     assert [row[2] for row in organisation.notifications()] == [sent]
@@ -110,7 +115,7 @@ def test_unknown_prompts_are_listed_and_settled_by_a_person_s_word(
 
 
 def test_pausing_one_scenario_holds_back_its_pushes_and_no_others(
-    pgherald: Command, organisation: Organisation, database: Database, tmp_path: Path
+    pgherald: Command, organisation: Organisation, database: Database, emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
     paused, other = organisation.scenario(name="paused"), organisation.scenario(name="other")
     held_back, told = organisation.mentor("device-held-back"), organisation.mentor("device-told")
@@ -121,7 +126,7 @@ def test_pausing_one_scenario_holds_back_its_pushes_and_no_others(
     )
     organisation.enqueue(paused, held_back)
     organisation.enqueue(other, told)
-    with emulator_process() as emulator, running_daemon(database.daemon_dsn, emulator, tmp_path):
+    with running_daemon(database.daemon_dsn, emulator, tmp_path):
         assert [each["token"] for each in emulator.wait_for(1)] == ["device-told"]
         assert pgherald("status", "--json").json["scenarios"][1]["waiting"] == 1
         assert pgherald("resume", "paused").out == '"paused" goes on; 1 prompt to be sent\n'
@@ -129,7 +134,7 @@ def test_pausing_one_scenario_holds_back_its_pushes_and_no_others(
 
 
 def test_pausing_everything_and_going_on(
-    pgherald: Command, organisation: Organisation, database: Database, tmp_path: Path
+    pgherald: Command, organisation: Organisation, database: Database, emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
     organisation.scenario(name="by itself")
     assert "everything is paused; 0 prompts wait" in pgherald("pause").out
@@ -138,7 +143,7 @@ def test_pausing_everything_and_going_on(
     assert "note: everything is paused; pgherald resume" in pgherald("resume", "by itself").out
     pgherald("pause", "by itself")
     pgherald("resume")
-    with emulator_process() as emulator, running_daemon(database.daemon_dsn, emulator, tmp_path):
+    with running_daemon(database.daemon_dsn, emulator, tmp_path):
         pgherald("pause")
         organisation.enqueue(organisation.scenario(name="other"), organisation.mentor("device"))
         assert "PAUSED since" in pgherald("status").out

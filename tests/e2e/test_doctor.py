@@ -5,50 +5,32 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from pgherald import schema
 from pgherald.doctor import database as examination
 from pgherald.doctor import servers, shipped
 from pgherald.emulator.client import emulator_process
 from tests.support.command import Command
-from tests.support.daemon import running_daemon, wait_for
+from tests.support.daemon import PATIENCE, running_daemon, wait_for
 from tests.support.organisation import Organisation
+from tests.support.pooler import needs_pgbouncer, pgbouncer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pgherald.emulator.client import EmulatorProcess
     from tests.support.command import Answer
     from tests.support.postgres import Database
 
 on_18 = pytest.mark.parametrize("server", ["pg18"], indirect=True)
 
-PGBOUNCER: Final = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/bin")
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-
-
-@pytest.fixture(scope="module")
-def running_emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(running_emulator: EmulatorProcess) -> EmulatorProcess:
-    running_emulator.set_faults()
-    running_emulator.clear()
-    return running_emulator
 
 
 @pytest.fixture
@@ -118,46 +100,15 @@ def test_no_connection_is_one_problem_and_the_rest_is_examined_all_the_same(doct
     assert "hush" not in answer.out + answer.err
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A NOTIFY that comes back does so within milliseconds."""
-    monkeypatch.setattr(examination, "NOTIFY_PATIENCE", 0.5)
-
-
-@contextmanager
-def pgbouncer(database: Database, directory: Path, mode: str) -> Iterator[str]:
-    """Debian's pgbouncer before a database: a DSN through it, as the daemon's login."""
-    assert PGBOUNCER is not None
-    place = conninfo_to_dict(database.daemon_dsn)
-    (directory / "users.txt").write_text(f'"{place["user"]}" ""\n')
-    (directory / "pgbouncer.ini").write_text(
-        f"[databases]\n{database.name} = host={place['host']} port={place['port']}\n"
-        f"[pgbouncer]\nlisten_addr =\nlisten_port = 6543\nunix_socket_dir = {directory}\npool_mode = {mode}\n"
-        f"auth_type = trust\nauth_file = {directory}/users.txt\nlogfile = {directory}/log\n"
-        "ignore_startup_parameters = extra_float_digits,options\n"
-    )
-    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-    process = subprocess.Popen(
-        [*as_user, PGBOUNCER, "-q", str(directory / "pgbouncer.ini")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(lambda: (directory / ".s.PGSQL.6543").exists(), 10, lambda: (directory / "log").read_text())
-        yield make_conninfo("", host=str(directory), port=6543, dbname=database.name, user=place["user"])
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(10)
-
-
 @on_18
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
+@needs_pgbouncer
 def test_a_pooler_in_transaction_mode_is_found_out_and_a_direct_listener_mends_it(
-    doctor: Command, database: Database, open_directory: Path
+    doctor: Command, database: Database, open_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pgbouncer(database, open_directory, "transaction") as pooled:
-        what, remedy = problems(Command({**doctor.settings, "PGHERALD_DATABASE_URL": pooled}))["listen"]
+        with monkeypatch.context() as impatient:  # it does not come back, however long it is waited for
+            impatient.setattr(examination, "NOTIFY_PATIENCE", 0.5)
+            what, remedy = problems(Command({**doctor.settings, "PGHERALD_DATABASE_URL": pooled}))["listen"]
         assert "a pooler (pgbouncer, Supavisor) in transaction mode" in what
         assert "set PGHERALD_LISTEN_URL to a direct connection" in remedy
         mended = {**doctor.settings, "PGHERALD_DATABASE_URL": pooled, "PGHERALD_LISTEN_URL": database.daemon_dsn}
@@ -167,7 +118,7 @@ def test_a_pooler_in_transaction_mode_is_found_out_and_a_direct_listener_mends_i
 
 
 @on_18
-@pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
+@needs_pgbouncer
 def test_a_pooler_in_session_mode_is_good_enough(doctor: Command, database: Database, open_directory: Path) -> None:
     with pgbouncer(database, open_directory, "session") as pooled:
         answer = Command({**doctor.settings, "PGHERALD_DATABASE_URL": pooled})("doctor", "--json")
@@ -372,9 +323,18 @@ def test_a_sound_pg_cron_is_seen_by_the_role_that_scheduled_it_and_unseen_by_the
     db.execute(remedy.partition(";")[0])
     assert problems(doctor, *superuser) == {}
 
+    let_no_job_run(db)
     db.execute("update herald.evaluation_run set started_at = started_at - interval '10 minutes'")
     what, _ = problems(doctor, *superuser)["pg_cron"]
     assert "never ran: its launcher is not at work" in what
+
+
+def let_no_job_run(db: psycopg.Connection) -> None:
+    """As if pg_cron's launcher had never been at work: a minute that begins now is not to start a job."""
+    db.execute("update cron.job set schedule = '0 0 1 1 *'")
+    running = "select from pg_stat_activity where backend_type like 'pg_cron%' and backend_type <> 'pg_cron launcher'"
+    wait_for(lambda: db.execute(running).fetchall() == [])
+    db.execute("delete from cron.job_run_details")
 
 
 @on_18
@@ -513,7 +473,7 @@ def _as_a_process(settings: dict[str, str], **environment: str) -> Any:
         env={**os.environ, **settings, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1

@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +21,10 @@ import pytest
 from pgherald import embedded
 from pgherald.embedded import Cluster, embedded_binaries
 from pgherald.errors import HeraldError
+from tests.support.daemon import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 AS_ROOT = os.geteuid() == 0
 
@@ -36,13 +36,6 @@ def directory() -> Iterator[Path]:
     path.chmod(0o755)
     yield path
     shutil.rmtree(path, ignore_errors=True)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
@@ -216,7 +209,7 @@ def test_the_server_goes_with_the_program_however_that_ends(how: signal.Signals 
         assert is_alive(int(pid))
         if how is not None:
             program.send_signal(how)
-    wait_until(lambda: not is_alive(int(pid)) and not Path(directory).exists())
+    wait_for(lambda: not is_alive(int(pid)) and not Path(directory).exists())
 
 
 def test_a_lasting_cluster_is_stopped_and_kept_when_the_program_is_killed(directory: Path) -> None:
@@ -229,7 +222,7 @@ def test_a_lasting_cluster_is_stopped_and_kept_when_the_program_is_killed(direct
         assert program.stdout is not None
         _, pid = program.stdout.readline().split()
         program.kill()
-    wait_until(lambda: not is_alive(int(pid)))
+    wait_for(lambda: not is_alive(int(pid)))
     assert "database system is shut down" in (directory / "pg" / "log").read_text()
     with Cluster(directory / "pg") as cluster, psycopg.connect(cluster.dsn()) as connection:
         assert connection.execute("select 1").fetchone() == (1,)

@@ -13,6 +13,7 @@ import pytest
 
 from pgherald.emulator import cli
 from pgherald.emulator.client import emulator_process
+from tests.support.daemon import PATIENCE
 from tests.support.fcm_wire import RawHttp1, access_token, listening_port, message_to
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def test_it_says_what_to_set_and_ends_well_on_a_signal(tmp_path: Path, number: s
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(6)]
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=PATIENCE)
     said = "".join(lines)
     endpoint = lines[0].split()[-1]
     assert f"export PGHERALD_FCM_ENDPOINT={endpoint}\n" in said
@@ -42,7 +43,7 @@ def test_it_says_what_to_set_and_ends_well_on_a_signal(tmp_path: Path, number: s
 def test_a_taken_port_is_said_in_one_line_with_exit_1() -> None:
     with listening_port() as port:
         done = subprocess.run(
-            [*COMMAND, "--listen", f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=20, check=False
+            [*COMMAND, "--listen", f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=PATIENCE, check=False
         )
     assert done.returncode == 1
     assert done.stderr.startswith(f"pgherald fcm-emulator: 127.0.0.1:{port} is taken by another program")
@@ -89,6 +90,7 @@ def test_what_it_accepted_is_in_its_log_even_when_it_is_killed_before_the_answer
         with RawHttp1(emulator.endpoint, token) as connection:
             assert connection.send(message_to("quick")).status == 200
             assert connection.send(message_to("slow"), patience=0.2).end == "silence"
+            emulator.wait_for(2)
             emulator.kill()
             assert connection.read().end in ("eof", "reset")
     assert [json.loads(line)["token"] for line in log.read_text().splitlines()] == ["quick", "slow"]

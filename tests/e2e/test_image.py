@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgherald.emulator.client import emulator_process
-from tests.support.daemon import wait_for
+from tests.support.daemon import PATIENCE, wait_for
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def test_the_image_holds_a_daemon_that_runs_and_is_found_healthy(image: Image, p
         with log.open("w") as out:
             process = subprocess.Popen([program, "run"], env=settings, stdout=out, stderr=out, cwd=tmp_path)
         try:
-            wait_for(lambda: '"event":"ready"' in log.read_text(), 40, log.read_text)
+            wait_for(lambda: '"event":"ready"' in log.read_text(), otherwise=log.read_text)
             listen = next(json.loads(line)["listen"] for line in log.read_text().splitlines() if "listen" in line)
             healthy = subprocess.run(
                 health, env=settings | {"PGHERALD_METRICS_LISTEN": listen}, check=False, capture_output=True
@@ -124,7 +124,7 @@ def test_the_image_holds_a_daemon_that_runs_and_is_found_healthy(image: Image, p
             wait_for(lambda: len(organisation.notifications()) == 1)
         finally:
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(PATIENCE) == 0
         ill = subprocess.run(
             health, env=settings | {"PGHERALD_METRICS_LISTEN": listen}, check=False, capture_output=True, text=True
         )

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
+import threading
 import urllib.parse
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
 from pgherald.emulator.client import emulator_process
-from tests.support.daemon import running_daemon, wait_for
+from tests.support.daemon import PATIENCE, running_daemon, wait_for
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
@@ -70,18 +71,15 @@ class Prometheus:
 
     def get(self, what: str, **parameters: str) -> Any:
         url = f"http://127.0.0.1:{self.port}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             return json.load(answer)["data"]
 
 
 @contextmanager
 def running_prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
-    """Prometheus as Debian ships it, scraping `target` twice a second, with our rules."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    """Prometheus as Debian ships it, scraping `target` each second, with our rules."""
     (directory / "prometheus.yml").write_text(
-        f"global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 1s}}\n"
+        f"global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n"
         f"rule_files: ['{RULES}']\n"
         f"scrape_configs: [{{job_name: pgherald, static_configs: [{{targets: ['{target}']}}]}}]\n"
     )
@@ -91,13 +89,14 @@ def running_prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
                 "prometheus",
                 f"--config.file={directory}/prometheus.yml",
                 f"--storage.tsdb.path={directory}/tsdb",
-                f"--web.listen-address=127.0.0.1:{port}",
+                "--web.listen-address=127.0.0.1:0",
             ],
             stdout=log,
             stderr=log,
         )
+    log_text = (directory / "prometheus.log").read_text
     try:
-        prometheus = Prometheus(port)
+        prometheus = Prometheus(wait_for(lambda: listening_port(process.pid), otherwise=log_text))
 
         def is_up() -> bool:
             try:
@@ -105,16 +104,29 @@ def running_prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
             except OSError:
                 return False
 
-        wait_for(is_up, 30, lambda: (directory / "prometheus.log").read_text())
+        wait_for(is_up, otherwise=log_text)
         yield prometheus
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE)
+
+
+def listening_port(pid: int) -> int | None:
+    """The TCP port, on an address of IPv4, that a process listens at: one that it was given, so nobody else took it."""
+    inodes = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            inodes.add(each.readlink().name)
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+            return int(fields[1].rpartition(":")[2], 16)
+    return None
 
 
 @pytest.fixture(scope="module")
 def scraped(pg18: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, Daemon]]:
-    """A Prometheus, and a daemon that has sent, failed, skipped, suppressed and evaluated."""
+    """A Prometheus, and a daemon that has sent, failed, skipped, suppressed and evaluated, and goes on doing so."""
     directory = tmp_path_factory.mktemp("prometheus")
     with ExitStack() as stack:
         database = stack.enter_context(pg18.database())
@@ -136,7 +148,24 @@ def scraped(pg18: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         wait_for(lambda: prometheus.query('increase(pgherald_prompts_total{outcome="sent"}[5m]) > 0'))
         wait_for(lambda: prometheus.query("pgherald_last_evaluation_timestamp_seconds > 0"))
         wait_for(lambda: prometheus.query("pgherald_oauth_expiry_timestamp_seconds > 0"))
-        yield prometheus, daemon
+        # A rate needs something that happens while it is looked at, however long that takes.
+        enough = threading.Event()
+        traffic = threading.Thread(target=keep_busy, args=(Organisation(database.connect()), enough))
+        traffic.start()
+        try:
+            yield prometheus, daemon
+        finally:
+            enough.set()
+            traffic.join(PATIENCE)
+
+
+def keep_busy(organisation: Organisation, enough: threading.Event) -> None:
+    """Pushes that are sent, and pushes that fail, until it is enough."""
+    scenario = organisation.scenario()
+    while not enough.wait(0.5):
+        for token in (f"phone-{uuid4()}", f"unregistered-{uuid4()}", f"invalid-field-{uuid4()}"):
+            organisation.enqueue(scenario, organisation.mentor(token))
+        organisation.activity(organisation.mentor(f"active-{uuid4()}"))
 
 
 def test_every_alert_is_tested_firing_and_silent() -> None:
@@ -219,9 +248,9 @@ def test_every_alert_looks_at_something(scraped: tuple[Prometheus, Daemon]) -> N
 
 
 def wait_for_data(prometheus: Prometheus, expression: str) -> bool:
-    """Whether it gives a number that is one, now or within seconds (a rate needs two scrapes)."""
+    """Whether it gives a number that is one, now or in a while (a rate needs two scrapes)."""
     try:
-        wait_for(lambda: [each for each in prometheus.query(expression) if each["value"][1] != "NaN"], 5)
+        wait_for(lambda: [each for each in prometheus.query(expression) if each["value"][1] != "NaN"])
     except AssertionError:
         return False
     return True

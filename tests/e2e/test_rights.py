@@ -6,24 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgherald.emulator.client import emulator_process
 from tests.support.daemon import running_daemon, wait_for
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import psycopg
 
     from pgherald.emulator.client import EmulatorProcess
     from tests.support.postgres import Database
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as emulator:
-        yield emulator
 
 
 @pytest.mark.parametrize(

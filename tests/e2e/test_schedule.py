@@ -34,7 +34,6 @@ def cron_database(pg15: Server) -> Iterator[Database]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_pg_cron_evaluates_each_minute_and_the_daemon_leaves_it_to_it(cron_database: Database, tmp_path: Path) -> None:
     report = schema.migrate(cron_database.migrator_dsn, with_reference=True)
     assert report.cron
@@ -53,11 +52,12 @@ def test_pg_cron_evaluates_each_minute_and_the_daemon_leaves_it_to_it(cron_datab
         assert daemon.wait_for_event("scheduler_chosen")["scheduler"] == "pg_cron"
         # Registered so that thirty days are over a moment from now: no trigger tells, only time does.
         person = organisation.mentor("phone-1", registered="29 days 23:59:57")
-        wait_for(lambda: len(organisation.notifications()) == 1, seconds=150)
+        wait_for(lambda: len(organisation.notifications()) == 1, seconds=180)
         assert [message["token"] for message in emulator.messages()] == ["phone-1"]
         assert organisation.histories() == [(person, "dispatched", None, 1)]
-        ran = db.execute("select distinct status from cron.job_run_details where command like '%evaluate%'").fetchall()
-        assert ("succeeded",) in ran
+        # pg_cron writes down how a run ended after it has; the push is quicker.
+        ran = "select from cron.job_run_details where command like '%evaluate%' and status = 'succeeded'"
+        wait_for(lambda: db.execute(ran).fetchall())
         holders = db.execute(
             "select count(*) from pg_locks where locktype = 'advisory' and classid = 1751479908 and objid = 2"
         ).fetchone()

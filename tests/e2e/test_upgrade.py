@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
-import time
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgherald import schema
-from pgherald.emulator.client import emulator_process
 from tests.db.test_expected_schema import dump, normalised
-from tests.support.daemon import running_daemon, wait_for
+from tests.support.daemon import PATIENCE, running_daemon, wait_for
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from uuid import UUID
 
     import psycopg
@@ -55,15 +54,8 @@ delete from herald.shipped_function where signature like 'herald.evaluate_touche
 """
 
 
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as emulator:
-        yield emulator
-
-
 @pytest.fixture
-def organisation(db: psycopg.Connection, emulator: EmulatorProcess) -> Organisation:
-    emulator.clear()
+def organisation(db: psycopg.Connection) -> Organisation:
     return Organisation(db)
 
 
@@ -120,7 +112,7 @@ def test_an_older_daemon_does_not_start_on_a_breaking_schema(
     next_release(BREAKING)
     schema.migrate(database.migrator_dsn)
     with running_daemon(database.daemon_dsn, emulator, tmp_path, ready=False) as daemon:
-        assert daemon.process.wait(20) == 78
+        assert daemon.wait() == 78
     assert "upgrade pgherald" in daemon.log
     assert statuses(organisation) == ["ready"]
     assert emulator.messages() == []
@@ -135,7 +127,7 @@ def test_a_breaking_migration_under_a_running_daemon_stops_it_before_it_claims_a
     next_release: Callable[[str], None],
     migration: str,
 ) -> None:
-    emulator.set_faults({"do": "latency", "seconds": 0.05})
+    emulator.set_faults({"do": "latency", "seconds": 0.5})  # it has enough to do for almost a minute
     scenario = organisation.scenario()
     enqueue(organisation, scenario, organisation.mentors(1000))
     with running_daemon(database.daemon_dsn, emulator, tmp_path, ready=False) as daemon:
@@ -144,11 +136,10 @@ def test_a_breaking_migration_under_a_running_daemon_stops_it_before_it_claims_a
         schema.migrate(database.migrator_dsn)
         row = organisation.db.execute("select clock_timestamp()").fetchone()
         assert row is not None
-        assert daemon.process.wait(20) == 78
+        assert daemon.wait() == 78
         assert "upgrade pgherald" in daemon.log
         assert '"schema_broke"' in daemon.log
         assert "Traceback" not in daemon.log
-    emulator.set_faults()
     late = organisation.db.execute("select count(*) from herald.prompt where claimed_at > %s", row).fetchone()
     assert late == (0,), "claimed after the migration had committed"
     # What was under way came to its end, and everything else is left for the new release.
@@ -164,14 +155,15 @@ def test_a_compatible_migration_under_a_running_daemon_is_noticed_and_nothing_st
     tmp_path: Path,
     next_release: Callable[[str], None],
 ) -> None:
+    scenario = organisation.scenario()
+    organisation.enqueue(scenario, organisation.mentor("phone-tomorrow"))
+    organisation.db.execute("update herald.prompt set not_before = now() + interval '1 day'")
     with running_daemon(database.daemon_dsn, emulator, tmp_path) as daemon:
-        daemon.wait_for_event("ready")
-        wait_for(lambda: "pgherald_prompts{" in daemon.get("/metrics")[1])
-        time.sleep(1.5)  # the first measuring is what a change is told from
+        daemon.wait_for_metric('pgherald_prompts{status="ready"}', 1)  # a change is told from the measuring before it
         next_release(COMPATIBLE)
         schema.migrate(database.migrator_dsn)
         assert daemon.wait_for_event("schema_changed")["level"] == "warning"
-        organisation.enqueue(organisation.scenario(), organisation.mentor("phone-1"))
+        organisation.enqueue(scenario, organisation.mentor("phone-1"))
         wait_for(lambda: len(organisation.notifications()) == 1)
 
 
@@ -182,23 +174,24 @@ def test_a_rolling_upgrade_under_load_loses_and_repeats_nothing(
     tmp_path: Path,
     next_release: Callable[[str], None],
 ) -> None:
-    scenario = organisation.scenario()
-    people = organisation.mentors(4000)
     app = Organisation(database.connect())
+    scenario = app.scenario()
     enough = threading.Event()
     written = 0
 
     def load() -> None:
         nonlocal written
-        while not enough.wait(0.05) and written < 4000:
-            enqueue(app, scenario, people[written : written + 10])
+        while not enough.wait(0.05):
+            enqueue(app, scenario, app.mentors(10))
             written += 10
 
     loader = threading.Thread(target=load, daemon=True)
     with (
+        ExitStack() as stack,
         running_daemon(database.daemon_dsn, emulator, tmp_path / "old-a") as old_a,
         running_daemon(database.daemon_dsn, emulator, tmp_path / "old-b") as old_b,
     ):
+        stack.callback(enough.set)
         loader.start()
         wait_for(lambda: len(organisation.notifications()) > 50)
         next_release(COMPATIBLE)
@@ -211,8 +204,8 @@ def test_a_rolling_upgrade_under_load_loses_and_repeats_nothing(
                 during = written
                 wait_for(lambda: written > during)
                 enough.set()
-                loader.join(60)
-                wait_for(lambda: len(organisation.notifications()) == written, 60)
+                loader.join(PATIENCE)
+                wait_for(lambda: len(organisation.notifications()) == written)
         for daemon in (old_a, old_b):
             assert "Traceback" not in daemon.log
     assert statuses(organisation) == ["sent"] * written

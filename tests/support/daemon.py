@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tests.support.canaries import assert_nothing_shown, files_under, secrets_of
 
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pgherald.emulator.client import EmulatorClient
+
+PATIENCE: Final = 60.0
+"""Seconds that anything is waited for, where how long it takes is not what is tested: a machine may be starved."""
+
+UNHURRIED: Final = "30"
+"""Seconds for a send, unless a test says otherwise: an FCM that the machine starves is not one that lost the answer."""
 
 
 @dataclass(slots=True)
@@ -51,13 +57,13 @@ class Daemon:
         lines = [json.loads(line) for line in self.log.splitlines(keepends=True) if line.endswith("\n")]
         return [line for line in lines if name in (None, line["event"])]
 
-    def wait_for_event(self, name: str, *, count: int = 1, seconds: float = 20) -> dict[str, Any]:
+    def wait_for_event(self, name: str, *, count: int = 1, seconds: float = PATIENCE) -> dict[str, Any]:
         """The `count`-th event of that name, once it is there; fails with the log when it does not come."""
         found = wait_for(lambda: self.events(name)[count - 1 : count], seconds, lambda: self._post_mortem(name))
         return dict(found[0])
 
-    def wait_ready(self, seconds: float = 20) -> None:
-        self.wait_for_event("ready", seconds=seconds)
+    def wait_ready(self) -> None:
+        self.wait_for_event("ready")
 
     @property
     def address(self) -> str:
@@ -68,7 +74,7 @@ class Daemon:
         """Status and body of one of its pages."""
         request = urllib.request.Request(f"http://{self.address}{path}")
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -80,15 +86,31 @@ class Daemon:
         assert found is not None, f"no series {series}"
         return float(found[1])
 
-    def stop(self, seconds: float = 20) -> int:
+    def wait_for_metric(self, series: str, expected: float | Callable[[float], bool]) -> float:
+        """The value of a series once it is `expected`, or what that takes; what is counted is so after what is seen."""
+        found = 0.0
+
+        def there() -> bool:
+            nonlocal found
+            found = self.metric(series)
+            return expected(found) if callable(expected) else found == expected
+
+        wait_for(there, otherwise=lambda: f"{series} is {found:g}; the log:\n{self.log}")
+        return found
+
+    def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        return self.process.wait(PATIENCE)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         self.process.kill()
-        self.process.wait(10)
+        self.wait()
 
     def _post_mortem(self, name: str) -> str:
         return f"no event {name!r}; exit code {self.process.poll()}; the log:\n{self.log}"
@@ -117,6 +139,7 @@ def running_daemon(
         "PGHERALD_METRICS_LISTEN": "127.0.0.1:0",
         "PGHERALD_SCHEDULER": "off",
         "PGHERALD_LOG_LEVEL": "debug",
+        "PGHERALD_SEND_DEADLINE": UNHURRIED,
         **emulator.environment,
         **(settings or {}),
     }
@@ -147,7 +170,7 @@ def running_daemon(
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 20, otherwise: Callable[[], str] | None = None) -> T:
+def wait_for(condition: Callable[[], T], seconds: float = PATIENCE, otherwise: Callable[[], str] | None = None) -> T:
     """What `condition` returns once it is truthy; fails with the words of `otherwise` when it does not become so."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

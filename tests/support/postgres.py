@@ -27,7 +27,7 @@ from pgherald import schema
 from pgherald.embedded import SUPERUSER, Cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from uuid import UUID
 
 DEBIAN_15: Final = Path("/usr/lib/postgresql/15/bin")
@@ -52,6 +52,16 @@ _SETTINGS: Final = {"max_connections": "200", "max_wal_size": "256MB", "log_lock
 _TEMPLATE: Final = "herald_template"
 _MEMORY: Final = Path("/dev/shm")
 _MEMORY_NEEDED: Final = 4 << 30
+
+
+class _Janitor(DatabaseJanitor):
+    """One that waits for sessions to go: Postgres itself gives those that were terminated five seconds for it."""
+
+    def init(self) -> None:
+        _when_unused(super().init)
+
+    def drop(self) -> None:
+        _when_unused(super().drop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,7 @@ class Server:
                 yield database
 
     def _janitor(self, name: str, *, template_dbname: str | None = None, as_template: bool = False) -> DatabaseJanitor:
-        return DatabaseJanitor(
+        return _Janitor(
             user=SUPERUSER,
             host=str(self.cluster.socket_directory),
             port=self.cluster.port,
@@ -223,7 +233,7 @@ def running_server(
         yield Server(name, cluster)
 
 
-def wait_until_blocked(observer: psycopg.Connection, pid: int, *, seconds: float = 10) -> None:
+def wait_until_blocked(observer: psycopg.Connection, pid: int, *, seconds: float = 60) -> None:
     """Return once the backend `pid` waits for another one's lock; fail if it does not in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -232,6 +242,16 @@ def wait_until_blocked(observer: psycopg.Connection, pid: int, *, seconds: float
             return
         time.sleep(0.005)
     raise AssertionError(f"backend {pid} was not blocked by any other within {seconds} s")
+
+
+def _when_unused(change: Callable[[], None], *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return change()
+        except psycopg.errors.ObjectInUse:
+            if time.monotonic() > deadline:
+                raise
 
 
 def _own(admin: psycopg.Connection, database: str) -> None:

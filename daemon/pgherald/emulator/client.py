@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _POLL_SECONDS = 0.02
+_PATIENCE = 60.0  # seconds for what takes milliseconds, but on a machine that is starved
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class EmulatorClient:
         content: dict[str, Any] = self._call("GET", "/emulator/counters")
         return content
 
-    def wait_for(self, count: int, timeout: float = 10.0) -> list[dict[str, Any]]:
+    def wait_for(self, count: int, timeout: float = _PATIENCE) -> list[dict[str, Any]]:
         """What was accepted, once it is `count` messages or more; TimeoutError if that takes longer."""
         until = time.monotonic() + timeout
         while (accepted := self.counters()["accepted"]) < count:
@@ -79,7 +82,9 @@ class EmulatorClient:
         self._call("DELETE", "/emulator/oauth")
 
     def _call(self, method: str, path: str, content: object = None) -> Any:
-        with contextlib.closing(http.client.HTTPConnection(urlsplit(self.endpoint).netloc, timeout=10)) as connection:
+        with contextlib.closing(
+            http.client.HTTPConnection(urlsplit(self.endpoint).netloc, timeout=_PATIENCE)
+        ) as connection:
             connection.request(method, path, None if content is None else json.dumps(content))
             response = connection.getresponse()
             body = json.loads(response.read())
@@ -102,14 +107,22 @@ class EmulatorProcess(EmulatorClient):
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         self.process.terminate()
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=_PATIENCE)
 
 
 @contextlib.contextmanager
 def emulator_process(*arguments: str, listen: str = "127.0.0.1:0") -> Iterator[EmulatorProcess]:
-    """Runs `pgherald fcm-emulator` with these arguments until the block ends; it answers when the block begins."""
+    """Runs `pgherald fcm-emulator` with these arguments until the block ends; it answers when the block begins.
+
+    However it ends, what it keeps in temporary files goes with the block.
+    """
     command = [sys.executable, "-m", "pgherald.emulator", "--json", "--listen", listen, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryDirectory(prefix="pgherald-fcm-emulator-") as directory,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": directory}
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
