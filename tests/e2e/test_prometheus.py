@@ -111,8 +111,8 @@ def running_prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
         process.wait(PATIENCE)
 
 
-def listening_port(pid: int) -> int | None:
-    """The TCP port, on an address of IPv4, that a process listens at: one that it was given, so nobody else took it."""
+def listening_port(pid: int) -> int:
+    """The TCP port of IPv4 that a process listens at, 0 while there is none: it was given it, so nobody else took it."""
     inodes = set()
     for each in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
@@ -121,7 +121,7 @@ def listening_port(pid: int) -> int | None:
         fields = line.split()
         if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
             return int(fields[1].rpartition(":")[2], 16)
-    return None
+    return 0
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, quote_plus
 
@@ -103,10 +104,13 @@ def _bytes_of(secret: str) -> tuple[set[bytes], set[bytes]]:
 
 
 def files_under(directory: Path) -> dict[str, bytes]:
-    """The content of every file below a directory, for `shown`."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
-    }
+    """The content of every file below a directory, for `shown`; a daemon that is at work may remove one meanwhile."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with suppress(FileNotFoundError):
+                found[str(path.relative_to(directory))] = path.read_bytes()
+    return found
 
 
 def assert_nothing_shown(places: Mapping[str, str | bytes], secrets: Mapping[str, str]) -> None:
