@@ -112,7 +112,7 @@ def running_prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
 
 
 def listening_port(pid: int) -> int:
-    """The TCP port of IPv4 that a process listens at, 0 while there is none: it was given it, so nobody else took it."""
+    """The TCP port of IPv4 that a process listens at, 0 while there is none. It was given it: nobody else took it."""
     inodes = set()
     for each in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
