@@ -1,29 +1,26 @@
 """What a million prompts leave behind: waves through the outbox, retention after each, and the sizes of the tables.
 
-`python -m tests.bench.bloat` takes a million prompts in ten waves through herald.claim and herald.settle (FCM is not
-asked), lets retention delete each wave whole, and prints how large tables and indexes are once autovacuum has been.
-No lasting bloat means: after the last wave they are about as large as after the second. The numbers go to
-bench-results/bloat.json.
+`make bench-bloat` takes a million prompts in ten waves through herald.claim and herald.settle (FCM is not asked), lets
+retention delete each wave whole, and prints how large tables and indexes are once autovacuum has been. No lasting bloat
+means: after the last wave they are about as large as after the earlier ones. It ends early, and says so, after the wave
+in which `--minutes` are over.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import psycopg
 
 from pgherald import schema
 from pgherald.embedded import Cluster
+from tests.bench import ground
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from uuid import UUID
 
-RESULTS: Final = Path("bench-results/bloat.json")
 TABLES: Final = ("prompt", "scenario_prompt_history", "scenario_notification")
 
 
@@ -84,7 +81,7 @@ def sizes(db: psycopg.Connection) -> dict[str, int]:
     )
 
 
-def settle_down(db: psycopg.Connection, seconds: float = 60) -> None:
+def settle_down(db: psycopg.Connection, seconds: float = 20) -> None:
     """Wait until autovacuum has taken the dead rows away."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -99,42 +96,43 @@ def settle_down(db: psycopg.Connection, seconds: float = 60) -> None:
         time.sleep(0.5)
 
 
-def measure(db: psycopg.Connection, waves: int, count: int, tell: Callable[[str], None]) -> list[dict[str, int]]:
-    """The sizes after each wave."""
+def measure(db: psycopg.Connection, waves: int, count: int, minutes: float) -> list[dict[str, float]]:
+    """The sizes, and the seconds, after each wave."""
     scenario = prepare(db, count)
-    found = []
+    found: list[dict[str, float]] = []
+    ends = time.monotonic() + minutes * 60
     for number in range(1, waves + 1):
         began = time.monotonic()
         wave(db, scenario, count, number)
+        taken = time.monotonic() - began
         settle_down(db)
-        found.append(sizes(db))
-        row = db.execute(
-            "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relid = 'herald.prompt'::regclass"
-        ).fetchone()
-        assert row is not None
-        megabytes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in found[-1].items())
-        tell(
-            f"wave {number}: {count} prompts in {time.monotonic() - began:.0f} s; {megabytes}; "
-            f"HOT updates of prompts {row[1] / max(row[0], 1):.0%}"
-        )
+        found.append({**sizes(db), "seconds": taken})
+        print(f"wave {number}: {count} prompts in {taken:.0f} s", flush=True)
+        if time.monotonic() > ends and number < waves:
+            print(f"ended after {number} of {waves} waves: {minutes:g} minutes are over", flush=True)
+            break
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waves", type=int, default=10)
-    parser.add_argument("--prompts", type=int, default=1_000_000)
+    parser.add_argument("--prompts", type=int, default=1_000_000, help="of all waves")
+    parser.add_argument("--minutes", type=float, default=5, help="of all waves, at most")
     arguments = parser.parse_args()
     settings = {"autovacuum_naptime": "1s", "max_wal_size": "2GB", "synchronous_commit": "off"}
+    count = arguments.prompts // arguments.waves
     with Cluster(settings=settings) as cluster:
-        dsn = cluster.dsn()
-        schema.migrate(dsn)
-        with psycopg.connect(dsn, autocommit=True) as db:
-            found = measure(
-                db, arguments.waves, arguments.prompts // arguments.waves, lambda text: print(text, flush=True)
-            )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"waves": arguments.waves, "prompts": arguments.prompts, "bytes": found}, indent=2))
+        schema.migrate(cluster.dsn())
+        with psycopg.connect(cluster.dsn(), autocommit=True) as db:
+            found = measure(db, arguments.waves, count, arguments.minutes)
+    rows = [
+        [f"{n}", f"{each['seconds']:.0f}", *(f"{each[name] / 1e6:.1f}" for name in TABLES)]
+        for n, each in enumerate(found, start=1)
+    ]
+    print(f"\n{count:,} prompts a wave, claimed, settled and deleted; MB of each table with its indexes afterwards\n")
+    print(ground.table(["wave", "seconds", *(f"`{name}`" for name in TABLES)], rows))
+    ground.write("bloat", {"prompts_a_wave": count, "waves": found})
 
 
 if __name__ == "__main__":

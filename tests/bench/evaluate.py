@@ -1,6 +1,6 @@
 """What evaluation costs: a minute's run of all four types, catching up an hour and a week, runs for touched users.
 
-`make bench-evaluate`, or `python -m tests.bench.evaluate --sizes 100k` for the small size alone. Loads people and
+`make bench-evaluate`, or `make bench-evaluate ARGS="--sizes 100k"` for the small size alone. Loads people and
 activities into a throw-away server: two years of activities, evenly spread, in one organisation, so that each candidate
 is in scope. The clock of the scenarios then runs through them; every run is committed, as the scheduler does. Prints a
 table with medians; the numbers go to bench-results/evaluate.json too.
@@ -13,9 +13,6 @@ which as many become due over a tenth of the data: the difference is what the si
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -27,13 +24,13 @@ import psycopg
 
 from pgherald import schema
 from pgherald.embedded import Cluster
+from tests.bench import ground
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ORGANISATION: Final = "00000000-0000-0000-0000-0000000000aa"
 SIZES: Final = {"100k": (100_000, 2_000_000), "1m": (1_000_000, 20_000_000)}
-RESULTS: Final = Path("bench-results/evaluate.json")
 DEBIAN_15: Final = Path("/usr/lib/postgresql/15/bin")
 SERVER: Final = {
     "shared_buffers": "2GB",
@@ -162,6 +159,20 @@ def measure(db: psycopg.Connection, end: datetime) -> list[Measure]:
     return found
 
 
+def plans(db: psycopg.Connection, end: datetime) -> dict[str, str]:
+    """How each evaluator finds who became due in one minute."""
+    found = {}
+    for scenario_type in SCENARIOS:
+        rows = db.execute(
+            "explain (analyze, buffers, costs off, timing off, summary off) "
+            f"select d.* from herald.scenario as s, herald.due_{scenario_type}(s, tstzrange(%s, %s, '(]')) as d "
+            "where s.scenario_type = %s",
+            (end - timedelta(minutes=1), end, scenario_type),
+        )
+        found[scenario_type] = "\n".join(line for (line,) in rows)
+    return found
+
+
 def bench(size: str, binaries: Path | None) -> dict[str, Any]:
     people, activities = SIZES[size]
     end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -178,31 +189,35 @@ def bench(size: str, binaries: Path | None) -> dict[str, Any]:
             load(db, people, activities, end)
             print(f"loaded in {time.perf_counter() - began:.0f} s", flush=True)
             measures = measure(db, end)
+            explained = plans(db, end - timedelta(days=30))
     return {
         "size": size,
         "people": people,
         "activities": activities,
         "server": cluster.major_version,
         "measures": [asdict(m) for m in measures],
+        "plans": explained,
     }
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        f"{'':<28}{'people':>10}{'activities':>12}{'runs':>6}{'median':>11}{'worst':>11}{'candidates':>12}{'prompts':>9}"
-    ]
-    for result in results:
-        lines += [
-            f"{m['name']:<28}{result['people']:>10,}{result['activities']:>12,}{m['runs']:>6}"
-            f"{m['median_ms']:>8.1f} ms{m['worst_ms']:>8.1f} ms{m['candidates']:>12,}{m['prompts']:>9,}"
-            for m in result["measures"]
+    rows = [
+        [
+            f"{m['name']}, {result['people']:,} people, {result['activities']:,} activities",
+            m["runs"],
+            *(f"{m[name]:,.1f}" for name in ("median_ms", "worst_ms")),
+            *(f"{m[name]:,}" for name in ("candidates", "prompts")),
         ]
-    return "\n".join(lines)
+        for result in results
+        for m in result["measures"]
+    ]
+    return ground.table(["", "runs", "median ms", "worst ms", "candidates", "prompts"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="100k,1m", help="of: " + ", ".join(SIZES))
+    parser.add_argument("--explain", action="store_true", help="print the plans of the four evaluators")
     parser.add_argument("--server", choices=("18", "15"), default="18", help="embedded 18, or Debian's 15")
     arguments = parser.parse_args()
     unknown = set(arguments.sizes.split(",")) - set(SIZES)
@@ -215,18 +230,10 @@ def main() -> None:
     if large and small:
         print(f"\na one-minute run over 1 M people: {large:.1f} ms (wanted: under 50)")
         print(f"as many due, over ten times the data: {large / small:.2f} times as long (wanted: at most 1.2)")
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "results": results,
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+    for result in results:
+        for name, plan in result["plans"].items() if arguments.explain else ():
+            print(f"\n{name}, one minute, {result['people']:,} people\n\n```\n{plan}\n```")
+    ground.write("evaluate", results)
 
 
 if __name__ == "__main__":

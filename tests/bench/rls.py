@@ -7,14 +7,14 @@ per row (given up after three seconds). Medians in milliseconds, and whether the
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Final
 
 import psycopg
 
+from tests.bench import ground
 from tests.support.postgres import DEBIAN_15, postgres_15_problem, running_server
 
 ROWS: Final = 200_000
@@ -25,7 +25,6 @@ ONE: Final = "00000000-0000-4000-8000-000000005000"
 COORDINATOR: Final = "00000000-0000-4000-8000-0000000000c0"
 TIMES: Final = 15
 SECONDS: Final = 3  # for one statement, and for all repetitions of it
-RESULTS: Final = Path("bench-results/rls.json")
 
 LOAD: Final = f"""
 alter table herald.scenario disable trigger check_scenario;
@@ -90,25 +89,27 @@ def bench(db: psycopg.Connection) -> dict[str, dict[str, tuple[float, bool]]]:
     for name, policy in POLICIES.items():
         if policy is not None:
             db.execute(f"alter policy coordinator_read on herald.scenario using ({policy})")
-            db.execute("grant execute on function herald.may_read to authenticated")
+            db.execute("grant execute on all functions in schema herald to authenticated")
         found[name] = measure(db, "authenticated")
     return found
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     results = {}
     for server_name, binaries in (("pg18", None), ("pg15", DEBIAN_15)):
         if binaries is not None and postgres_15_problem() is not None:
             continue
         with running_server(server_name, binaries=binaries) as server, server.template(), server.database() as database:
             results[server_name] = bench(database.connect())
-        print(f"{server_name}: {ROWS:,} scenarios, {CHAPTERS} chapters; median ms (* reads the whole table)")
-        for name, times in results[server_name].items():
-            print(
-                f"  {name:<30}" + "".join(f"{k}: {ms:>8.2f}{'*' if seq else ' '}  " for k, (ms, seq) in times.items())
-            )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    rows = [
+        [f"{server}: {name}", *(f"{ms:.2f}{' *' if whole else ''}" for ms, whole in times.values())]
+        for server, found in results.items()
+        for name, times in found.items()
+    ]
+    print(f"{ROWS:,} scenarios in {CHAPTERS} chapters; median milliseconds (* reads the whole table)\n")
+    print(ground.table(["", *STATEMENTS], rows))
+    ground.write("rls", results)
 
 
 if __name__ == "__main__":
