@@ -7,6 +7,8 @@ Between losing the connection and having it back the worker finds its work by po
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from enum import StrEnum, unique
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -42,17 +44,29 @@ class Wakeup(StrEnum):
     RECONNECT = "reconnect"
 
 
+PEAL: Final = 10
+"""So many rings within `PEAL_SECONDS` are a peal: a busy app, not a push now and then."""
+
+PEAL_SECONDS: Final = 0.05
+
+
 class Doorbell:
     """Rung from anywhere on the event loop, heard by the one worker; several rings are one."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
         self._source: Wakeup | None = None
+        self._rung: deque[float] = deque([float("-inf")] * PEAL, maxlen=PEAL)
 
     def ring(self, source: Wakeup) -> None:
         """Wake the worker, now or as soon as it waits."""
+        self._rung.append(time.monotonic())
         self._source = self._source or source
         self._event.set()
+
+    def pealed(self, seconds: float) -> bool:
+        """Whether there was a peal within the last so many seconds."""
+        return self._rung[-1] - self._rung[0] <= PEAL_SECONDS and time.monotonic() - self._rung[-1] <= seconds
 
     async def wait(self, seconds: float) -> Wakeup:
         """Sleep until rung, or for `seconds`; says which."""

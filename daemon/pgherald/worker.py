@@ -35,8 +35,18 @@ if TYPE_CHECKING:
     from pgherald.spool import Spool
     from pgherald.store import Claimed, Locks, Store, Waiting
 
-TOUCHED_MAX: Final = 1000
-"""Touched rows evaluated in one transaction."""
+TOUCHED_MAX: Final = 5000
+"""Touched rows evaluated in one transaction: a tenth of a second or so."""
+
+BREATH_MAX: Final = 0.25
+"""Seconds between two evaluations at most. The pause is as long as the evaluation took, so that even the busiest app
+pays with half of one core at most, and whoever was touched twice meanwhile is evaluated once."""
+
+LINGER: Final = 0.25
+"""Seconds without work after which a worker falls asleep that an app's many writes have woken."""
+
+NAP: Final = 0.02
+"""Seconds between two looks for work meanwhile."""
 
 FIRST_DOZE: Final = 0.02
 """Seconds of the first wait after the lock was let go, while older transactions are still running; doubling."""
@@ -87,6 +97,7 @@ class Worker:
         self._rng = rng or Random()
         self._stopping = False
         self._horizon = 0  # transactions below it may have changed rows without ringing; 0 once all have ended
+        self._evaluates_at = 0.0  # not sooner, by time.monotonic()
         self._fruitless = 0  # claims in a row that found nothing
         self._moves_by = float("inf")
         self.refusal: SchemaBroke | None = None  # set when it stopped because it cannot work with the schema any more
@@ -130,6 +141,7 @@ class Worker:
                         await self._back_off()
                     elif waiting is None or self._has_work(waiting):
                         await self._locks.stay_awake()
+                        await self._breathe(waiting)
                     else:
                         self.drained.set()
                         await self._rest(waiting)
@@ -155,9 +167,7 @@ class Worker:
 
     async def _turn(self, batches: anyio.abc.TaskGroup) -> bool:
         """Evaluate and claim once; True if as much was claimed as could be, so that there is surely more."""
-        for run in await self._store.evaluate_touched(TOUCHED_MAX):
-            if run.error is not None:
-                log.error("evaluation_failed", scenario_id=run.scenario_id, source="touched")
+        await self._evaluate()
         if not self._may_claim():
             return False
         # A slot is taken until its send is answered or given up, which the lease bounds.
@@ -189,6 +199,24 @@ class Worker:
             with anyio.move_on_after(CLAIM_PATIENCE, shield=True), suppress(*STORE_ERRORS, SchemaBroke, TimeoutError):
                 await self._dispatcher.give_back((await claim).prompts)
             raise
+
+    async def _evaluate(self) -> None:
+        """Evaluate touched people, unless that was done just now."""
+        began = time.monotonic()
+        if began < self._evaluates_at:
+            return
+        for run in await self._store.evaluate_touched(TOUCHED_MAX):
+            if run.error is not None:
+                log.error("evaluation_failed", scenario_id=run.scenario_id, source="touched")
+        ended = time.monotonic()
+        self._evaluates_at = ended + min(ended - began, BREATH_MAX)
+
+    async def _breathe(self, waiting: Waiting | None) -> None:
+        """When there is nothing but touched people, wait until they may be evaluated."""
+        pause = self._evaluates_at - time.monotonic()
+        if waiting is not None and (not waiting.ready or self._fruitless > 0) and pause > 0:
+            with self._moving_within(pause):
+                await self._bell.wait(pause)
 
     def _may_claim(self) -> bool:
         """Whether what is accepted could be kept: a spool that fails, or too much that is owed, stops the claiming."""
@@ -222,6 +250,8 @@ class Worker:
 
     async def _rest(self, waiting: Waiting) -> None:
         """Sleep until there may be work; every way out of here is followed by a look for it."""
+        if self._bell.pealed(LINGER) and await self._linger():
+            return
         if await self._fall_asleep():
             waiting = await self._store.waiting()
         doze = FIRST_DOZE
@@ -237,6 +267,19 @@ class Worker:
                 return
             doze *= 2
             waiting = await self._store.waiting()
+
+    async def _linger(self) -> bool:
+        """Stay awake for a moment, looking now and then; True if there was work. A busy app's writers would all ring
+        again at once, and queue for each other to do so."""
+        await self._locks.stay_awake()
+        until = time.monotonic() + LINGER
+        while time.monotonic() < until and not self._stopping:
+            with self._moving_within(NAP):
+                source = await self._bell.wait(NAP)
+            if self._has_work(await self._store.waiting()):
+                self._metrics.wakeups_total.inc(source)
+                return True
+        return False
 
     def _until_due(self, waiting: Waiting) -> float:
         """Seconds until the next prompt may be claimed, as far as the database or the rate says."""
