@@ -200,7 +200,7 @@ def _unsaid(world: World, unknown: int, ever: int) -> Iterator[str]:
     for daemon in running:
         gauge = partial(daemon.metric, 'pgherald_prompts{status="unknown"}')
         try:
-            wait_until(lambda gauge=gauge: gauge() == unknown, "gauge", 12)  # type: ignore[misc]
+            wait_until(lambda gauge=gauge: gauge() == unknown, "gauge", 60)  # type: ignore[misc]
         except TimeoutError:
             yield f"metric: {daemon.name} does not say that {unknown} are unknown"
     if world.first_lives != len(running) or any(daemon.lives > 1 for daemon in running):
@@ -211,7 +211,7 @@ def _unsaid(world: World, unknown: int, ever: int) -> Iterator[str]:
         return sum(number for each in series for labels, number in each.items() if 'outcome="unknown"' in labels)
 
     try:
-        wait_until(lambda: counted() == ever, "counters", 12)
+        wait_until(lambda: counted() == ever, "counters", 60)
     except TimeoutError:
         yield f"metric: pgherald_prompts_total counts {counted():.0f} unknown, and the history has {ever}"
 

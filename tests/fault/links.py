@@ -87,7 +87,7 @@ class Link:
             except OSError:
                 return
             try:
-                upstream = socket.create_connection(self._target, timeout=5)
+                upstream = socket.create_connection(self._target, timeout=60)
             except OSError:
                 _reset(client)
                 continue

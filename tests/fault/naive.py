@@ -209,6 +209,7 @@ def blocks_its_loop() -> None:
 
     async def block(self: fcm.FcmClient, message: bytes, deadline: float) -> Answer:
         await send(self, message, deadline)
+        sys.stderr.write("the loop is blocked\n")
         time.sleep(3600)  # noqa: ASYNC251 - this is the fault
         raise AssertionError
 

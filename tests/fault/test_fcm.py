@@ -68,8 +68,9 @@ def test_a_lost_answer_is_unknown_and_never_sent_again(
         unlucky = befall(world, fcm, LOST)
         world.rest()
         promise(world, unknown=unlucky)
-        assert daemon.metric('pgherald_prompts_total{scenario_type="milestone",outcome="unknown"}') == len(unlucky)
-        assert daemon.metric('pgherald_prompts_total{scenario_type="milestone",outcome="sent"}') == 30
+        counted = 'pgherald_prompts_total{scenario_type="milestone",outcome="%s"}'
+        wait_until(lambda: daemon.metric(counted % "unknown") == len(unlucky), "the doubts are counted")
+        wait_until(lambda: daemon.metric(counted % "sent") == 30, "the pushes are counted")
 
 
 def test_control_a_dispatcher_that_retries_on_doubt_is_found_out(
@@ -114,7 +115,8 @@ def test_what_fcm_refused_is_retried_and_sent_once(make_world: Worlds, promise: 
         world.rest(time_passes=True)
         promise(world, unknown=())
         assert world.statuses() == {"sent": 30 + 3 * len(REFUSED)}
-        assert daemon.metric('pgherald_fcm_responses_total{code="QUOTA_EXCEEDED"}') >= 2
+        series = 'pgherald_fcm_responses_total{code="QUOTA_EXCEEDED"}'
+        wait_until(lambda: daemon.metric(series) >= 2, "two refusals")
 
 
 def test_control_a_daemon_that_takes_a_refusal_for_doubt_is_found_out(

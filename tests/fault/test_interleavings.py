@@ -155,7 +155,7 @@ class Stage:
 
     def _await(self, session: Session) -> Any | None:
         """The answer, or None once the server says that it waits for another."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             if (answer := session.done(0.01)) is not None:
                 return answer
@@ -227,7 +227,6 @@ def test_every_interleaving_of_two_claims_a_sweep_and_a_settle_ends_well(stage: 
     assert stage.blocked > 0, "no order in which one had to wait for another"
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 def test_control_a_sweep_that_reclaims_hands_a_prompt_out_twice(database: Database) -> None:
     made = Stage(database, resend=False)

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,7 @@ from tests.fault.world import spooled_prompts, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from pgherald.emulator.client import EmulatorProcess
     from tests.fault.invariants import Finding
@@ -46,8 +46,7 @@ def test_a_second_daemon_on_a_spool_is_refused_with_78(make_world: Worlds, promi
         first = world.daemon("first")
         second = world.daemon("second", start=False, state_dir=first.state_dir)
         second.start(ready=False)
-        assert second.process is not None
-        assert second.process.wait(20) == 78
+        assert second.wait() == 78
         assert "in use by another pgherald" in second.text
         world.act(world.people(3))
         world.rest()
@@ -116,9 +115,9 @@ def test_control_a_spool_that_is_not_read_loses_all(make_world: Worlds, promise:
 
 
 def test_a_full_disk_under_the_spool_stops_the_claiming_and_loses_nothing(
-    make_world: Worlds, promise: Promise, fcm: EmulatorProcess
+    make_world: Worlds, promise: Promise, fcm: EmulatorProcess, open_directory: Path
 ) -> None:
-    with small_disk(Path(f"/tmp/pgherald-spool-{os.getpid()}"), 8) as disk, make_world() as world:
+    with small_disk(open_directory, 8) as disk, make_world() as world:
         world.scenario()
         daemon = world.daemon(state_dir=disk / "state")
         fcm.set_faults({"do": "latency", "seconds": 0.05})
@@ -131,10 +130,10 @@ def test_a_full_disk_under_the_spool_stops_the_claiming_and_loses_nothing(
                     filler.flush()
             world.act(world.people(40))
             world.wait_for_pushes(10)
-            time.sleep(2)
-            sent = len(world.pushes())
-            assert "spool_failing" in daemon.page("/readyz")
+            wait_until(lambda: "spool_failing" in daemon.page("/readyz"), "it says so")
             assert daemon.metric("pgherald_spool_failing") == 1
+            wait_until(lambda: daemon.metric("pgherald_in_flight") == 0, "what was claimed has been sent")
+            sent = len(world.pushes())
             time.sleep(1)
             assert len(world.pushes()) == sent
             world.note_spool(daemon)
@@ -173,8 +172,7 @@ def test_a_disk_that_fails_under_the_spool_stops_the_claiming(
             time.sleep(1.5)
             assert world.pushes() == []  # it was known at the start, before anything was claimed
             os.kill(daemon.wait_for("starting")["pid"], signal.SIGTERM)  # strace keeps it to itself
-            assert daemon.process is not None
-            assert daemon.process.wait(30) == 0
+            assert daemon.wait() == 0
             world.daemon("two")
             world.rest()
             promise(world, unknown=())

@@ -51,14 +51,14 @@ def test_a_daemon_stopped_before_it_sends_does_not_send_late(
         world.lost_touch |= first.owners
         link.let_go()
         second = world.daemon("second")
-        wait_until(lambda: not world.statuses().get("sending"), "given up by the other", 30)
+        wait_until(lambda: not world.statuses().get("sending"), "given up by the other")
         if variant is None:
             assert world.statuses() == {"unknown": len(people)}
         else:
             world.wait_for_pushes(len(people))
         first.send(signal.SIGCONT)
         if variant is None:
-            wait_until(lambda: not world.statuses().get("unknown"), "the owner's word that it sent nothing", 30)
+            wait_until(lambda: not world.statuses().get("unknown"), "the owner's word that it sent nothing")
             world.rest(time_passes=True)
             promise(world, unknown=())
             assert world.statuses() == {"sent": len(people)}
@@ -80,13 +80,13 @@ def test_a_daemon_stopped_before_it_hears_the_answer_records_it_late(
             naive.spoil(world, "lease and reclaim")
         people = world.people(10)
         first = world.daemon("first")
-        fcm.set_faults({"do": "latency", "seconds": 0.4})
+        fcm.set_faults({"do": "latency", "seconds": 1.2})
         world.act(people)
         world.wait_for_pushes(len(people))
         first.send(signal.SIGSTOP)
         world.lost_touch |= first.owners
         second = world.daemon("second")
-        wait_until(lambda: not world.statuses().get("sending"), "given up by the other", 30)
+        wait_until(lambda: not world.statuses().get("sending"), "given up by the other")
         first.send(signal.SIGCONT)
         if spoiled:
             world.wait_for_pushes(len(people) + 1)
@@ -94,7 +94,7 @@ def test_a_daemon_stopped_before_it_hears_the_answer_records_it_late(
             with pytest.raises(Broken, match="pushed twice"):
                 promise(world, metrics=False)
             return
-        wait_until(lambda: world.statuses() == {"sent": len(people)}, "late records", 30)
+        wait_until(lambda: world.statuses() == {"sent": len(people)}, "late records")
         world.rest()
         promise(world, unknown=())
         assert first.running
@@ -109,8 +109,7 @@ def test_sigterm_with_fifty_in_flight_lets_them_end(
     with make_world() as world:
         daemon = fifty_in_flight(world, fcm, variant)
         daemon.send(signal.SIGTERM)
-        assert daemon.process is not None
-        assert daemon.process.wait(20) == 0
+        assert daemon.wait() == 0
         if variant is None:
             after = world.statuses()
             assert after.get("sent", 0) >= 50
@@ -139,8 +138,7 @@ def test_sigterm_twice_with_fifty_in_flight_ends_them_in_doubt(
         for event in ("stopping", "stopping_at_once"):
             daemon.send(signal.SIGTERM)
             daemon.wait_for(event)
-        assert daemon.process is not None
-        assert daemon.process.wait(20) == 0
+        assert daemon.wait() == 0
         assert set(world.statuses()) <= {"unknown", "ready", "sent"}
         fcm.set_faults()
         world.daemon("next")
@@ -159,8 +157,8 @@ def fifty_in_flight(world: World, fcm: EmulatorProcess, variant: str | None) -> 
     """A daemon that waits for fifty answers, which are on their way, and has thirty more before it."""
     world.scenario()
     people = world.people(80)
-    daemon = world.daemon(max_in_flight="50", send_deadline="3", variant=variant)
-    fcm.set_faults({"do": "latency", "seconds": 1.5})
+    daemon = world.daemon(max_in_flight="50", send_deadline="10", variant=variant)
+    fcm.set_faults({"do": "latency", "seconds": 4})
     world.act(people)
     world.wait_for_pushes(50)
     assert len(world.pushes()) == 50
@@ -190,8 +188,7 @@ def test_a_claim_that_a_second_sigterm_finds_unanswered_is_given_back(
             daemon.send(signal.SIGTERM)
             daemon.wait_for(event)
         link.let_go()
-        assert daemon.process is not None
-        assert daemon.process.wait(20) == 0
+        assert daemon.wait() == 0
         assert world.pushes() == []
         if variant is None:
             assert world.statuses() == {"ready": len(people)}
@@ -267,7 +264,7 @@ def test_the_watchdog_stops_when_the_loop_is_blocked(make_world: Worlds, variant
         systemd.bind(str(path))
         systemd.settimeout(0.1)
         world.scenario()
-        world.daemon(variant=variant, NOTIFY_SOCKET=str(path), WATCHDOG_USEC="400000")
+        daemon = world.daemon(variant=variant, NOTIFY_SOCKET=str(path), WATCHDOG_USEC="400000")
 
         def pings(seconds: float) -> int:
             count, until = 0, time.monotonic() + seconds
@@ -280,6 +277,7 @@ def test_the_watchdog_stops_when_the_loop_is_blocked(make_world: Worlds, variant
 
         assert pings(2) >= 3
         world.act(world.people(1))
-        world.wait_for_pushes(1)
-        pings(0.5)
+        wait_until(lambda: "the loop is blocked" in daemon.text, "the loop is blocked")
+        while pings(0.1) and variant == "blocks_its_loop":
+            pass  # what was said before
         assert (pings(2) == 0) == (variant == "blocks_its_loop")
