@@ -82,6 +82,7 @@ class Http1Transport:
         self._connecting = anyio.Semaphore(CONNECTING_MAX, fast_acquire=True)
         self._idle: dict[_Target, list[_Connection]] = {}
         self._all: set[_Connection] = set()
+        self._watch = _Watch()
         self._worked: dict[str, str] = {}
         self._headers: Mapping[str, str] = {}
         self._header_lines = b""
@@ -107,10 +108,9 @@ class Http1Transport:
         connection = None
         try:
             connection = self._kept(target) or await self._made(target, deadline)
-            patience = deadline - time.monotonic()
-            if patience <= 0:
+            if deadline <= time.monotonic():
                 raise NotSent
-            answer = await connection.exchange(request, patience)
+            answer = await connection.exchange(request, deadline)
         finally:
             if connection is not None:
                 self._keep(target, connection)
@@ -177,7 +177,7 @@ class Http1Transport:
 
     async def _connect(self, target: _Target, address: str) -> _Connection:
         context = self._ssl_context if target.tls else None
-        return _Connection(await Link.open(address, target.port, context, target.host), self._all)
+        return _Connection(await Link.open(address, target.port, context, target.host), self._all, self._watch)
 
 
 async def _acquire(slots: anyio.Semaphore, deadline: float) -> None:
@@ -191,17 +191,51 @@ async def _acquire(slots: anyio.Semaphore, deadline: float) -> None:
             raise NotSent from None
 
 
+class _Watch:
+    """One timer for the deadlines of all requests under way: one for each took longer than to parse the answer."""
+
+    def __init__(self) -> None:
+        self._deadlines: dict[_Connection, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = float("inf")
+
+    def add(self, connection: _Connection, deadline: float) -> None:
+        """Have it expire then, unless it is discarded before."""
+        self._deadlines[connection] = deadline
+        if deadline < self._looks_at:
+            self._look_at(deadline)
+
+    def discard(self, connection: _Connection) -> None:
+        self._deadlines.pop(connection, None)
+
+    def _look_at(self, moment: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._looks_at = moment
+        self._timer = asyncio.get_running_loop().call_later(max(moment - time.monotonic(), 0.0), self._look)
+
+    def _look(self) -> None:
+        """Expire what is over, and look again when the next may be."""
+        now = time.monotonic()
+        for connection in [each for each, deadline in self._deadlines.items() if deadline <= now]:
+            self.discard(connection)
+            connection.expire()
+        self._timer, self._looks_at = None, float("inf")
+        if self._deadlines:
+            self._look_at(min(self._deadlines.values()))
+
+
 class _Connection:
     """One connection: idle, or busy with one request."""
 
-    __slots__ = ("_answer", "_everyone", "_link", "_loop", "_reader", "_since", "_timer")
+    __slots__ = ("_answer", "_everyone", "_link", "_loop", "_reader", "_since", "_watch")
 
-    def __init__(self, link: Link, everyone: set[_Connection]) -> None:
+    def __init__(self, link: Link, everyone: set[_Connection], watch: _Watch) -> None:
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._everyone = everyone
+        self._watch = watch
         self._answer: asyncio.Future[Response | Code] | None = None
-        self._timer: asyncio.TimerHandle
         self._reader = AnswerReader()
         self._since = 0.0
         everyone.add(self)
@@ -219,8 +253,8 @@ class _Connection:
         """Whether an idle connection may be used again: not too old, and not a word of the server, least of all bye."""
         return self.is_young() and self._link.is_quiet()
 
-    async def exchange(self, request: bytes, patience: float) -> Response | Code:
-        """Send a request and wait for its answer, or for so many seconds; a code says why there is none.
+    async def exchange(self, request: bytes, deadline: float) -> Response | Code:
+        """Send a request and wait for its answer, until the deadline; a code says why there is none.
 
         Raises NotSent if the connection is over already.
         """
@@ -229,17 +263,22 @@ class _Connection:
             raise NotSent
         answer: asyncio.Future[Response | Code] = self._loop.create_future()
         self._answer = answer
-        self._timer = self._loop.call_later(patience, self._expire)
+        self._watch.add(self, deadline)
         try:
             return await answer
         finally:
-            self._timer.cancel()
+            self._watch.discard(self)
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """The deadline is here."""
         if self._link.is_quiet():
             self._end(Code.TIMEOUT)
         else:
-            self._timer = self._loop.call_later(LAST_LOOK, self._end, Code.TIMEOUT)
+            self._loop.call_later(LAST_LOOK, self._give_up, self._answer)
+
+    def _give_up(self, answer: asyncio.Future[Response | Code] | None) -> None:
+        if answer is self._answer:
+            self._end(Code.TIMEOUT)
 
     def _end(self, answer: Response | Code) -> None:
         if self._answer is not None and not self._answer.done():

@@ -18,7 +18,7 @@ import anyio
 from pgherald.backoff import reconnect_delay
 from pgherald.log import describe_exception, log
 from pgherald.spool import Entry, SpoolFailed
-from pgherald.store import PASSING_ERRORS, STORE_ERRORS, Settlement
+from pgherald.store import PASSING_ERRORS, PLAIN, STORE_ERRORS, Settled, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from pgherald.log import Field
     from pgherald.metrics import Metrics
     from pgherald.model import DeviceId, PromptId, Revoked
-    from pgherald.store import Settled
 
 BATCH_MAX: Final = 500
 """Outcomes written in one transaction at most."""
 
 
 class Ledger(Protocol):
-    """Where outcomes are written: `pgherald.store.Store`."""
+    """Where outcomes are written: `pgherald.store.Store`. What is not in the answer came to `PLAIN`."""
 
     async def settle(
         self, settlements: Sequence[Settlement], revoked: Sequence[Revoked] = ()
@@ -184,11 +183,11 @@ class Recorder:
         )
         for outcome in batch:
             again, outcome.tried, outcome.written = outcome.tried, True, True
-            mine = settled.get(outcome.settlement.prompt_id)
+            mine = settled.get(outcome.settlement.prompt_id, PLAIN) if settled else PLAIN
             # What is there already, though it was said to have failed: the answer to our own COMMIT was lost.
-            if mine is not None and (mine.applied or (again and mine.status == outcome.settlement.outcome)):
+            if mine.applied or (again and mine.status == outcome.settlement.outcome):
                 self._count(outcome, mine)
-            if outcome.entry is not None and (mine is None or mine.status is None):
+            if outcome.entry is not None and mine.status is None:
                 log.critical("record_orphaned", **_details(outcome))
         for reason in gone.values():
             self._metrics.tokens_revoked_total.inc(reason)

@@ -599,7 +599,8 @@ class Spool:
     async def done(self, ids: Iterable[PromptId]) -> None:
         """These prompts are settled: their entries are of no more use. Unknown ones are fine."""
         for prompt_id in ids:
-            self._found.pop(prompt_id, None)
+            if self._found:
+                self._found.pop(prompt_id, None)
             for segment in self._live.pop(prompt_id, ()):
                 segment.live -= 1
                 self._entries -= 1

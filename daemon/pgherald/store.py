@@ -8,7 +8,7 @@ belongs to a session. Nothing here decides or retries: psycopg's errors go up to
 from __future__ import annotations
 
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from secrets import token_hex
@@ -122,6 +122,10 @@ class Settled:
     status: str | None
 
 
+PLAIN: Final = Settled(applied=True, status="sent")
+"""What nearly every outcome comes to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One scenario's evaluation."""
@@ -179,9 +183,10 @@ _CLAIM: Final[LiteralString] = (
     "left join lateral herald.claim(%s, case when v.breaking then 0 else %s end, %s) as c on true"
 )
 _CLAIM_PROMPTS: Final[LiteralString] = f"select {_CLAIM_COLUMNS} from herald.claim_prompts(%s, %s, %s)"
+# What was sent and is sent now goes without saying.
 _SETTLE: Final = (
     "select prompt_id, applied, status from herald.settle(%s::uuid[], %s::bigint[], %s::text[], %s::text[], "
-    "%s::timestamptz[], %s::timestamptz[], %s::uuid[], %s::text[])"
+    "%s::timestamptz[], %s::timestamptz[], %s::uuid[], %s::text[]) where not applied or status is distinct from 'sent'"
 )
 _REVOKE: Final = "select device_id, reason from herald.revoke_devices(%s::uuid[], %s::timestamptz[], %s::text[])"
 _RUN_COLUMNS: Final = "scenario_id, candidates, prompts, suppressed, extract(epoch from duration)::float8, error"
@@ -257,11 +262,22 @@ class Store:
     async def settle(
         self, settlements: Sequence[Settlement], revoked: Sequence[Revoked] = ()
     ) -> tuple[Mapping[PromptId, Settled], Mapping[DeviceId, str]]:
-        """Write outcomes and revoke devices in one transaction; says what each came to, and which devices it was that
-        this call revoked, with the reason."""
-        async with self._pool.connection() as connection, connection.transaction():
-            gone: list[tuple[DeviceId, str]] = []
+        """Write outcomes and revoke devices in one transaction. Says what each came to, but for what was sent and is so
+        now, and which devices it was that this call revoked, with the reason."""
+        parameters = (
+            _array(s.prompt_id.hex for s in settlements),
+            _array(str(s.epoch) for s in settlements),
+            _array(s.outcome for s in settlements),
+            _array(_quoted(s.error) for s in settlements),
+            _array(f'"{s.at}"' for s in settlements),
+            _array("null" if s.retry_at is None else f'"{s.retry_at}"' for s in settlements),
+            _array("null" if s.device_id is None else s.device_id.hex for s in settlements),
+            _array(_quoted(s.message_name) for s in settlements),
+        )
+        gone: list[tuple[DeviceId, str]] = []
+        async with self._pool.connection() as connection, AsyncExitStack() as stack:
             if revoked:
+                await stack.enter_async_context(connection.transaction())
                 cursor = await connection.execute(
                     _REVOKE,
                     (
@@ -271,19 +287,7 @@ class Store:
                     ),
                 )
                 gone = await cursor.fetchall()
-            cursor = await connection.execute(
-                _SETTLE,
-                (
-                    _array(s.prompt_id.hex for s in settlements),
-                    _array(str(s.epoch) for s in settlements),
-                    _array(s.outcome for s in settlements),
-                    _array(_quoted(s.error) for s in settlements),
-                    _array(f'"{s.at}"' for s in settlements),
-                    _array("null" if s.retry_at is None else f'"{s.retry_at}"' for s in settlements),
-                    _array("null" if s.device_id is None else s.device_id.hex for s in settlements),
-                    _array(_quoted(s.message_name) for s in settlements),
-                ),
-            )
+            cursor = await connection.execute(_SETTLE, parameters)
             rows = await cursor.fetchall()
         return {row[0]: Settled(row[1], row[2]) for row in rows}, dict(gone)
 
