@@ -53,9 +53,9 @@ _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n\0]*)?")
 _UNSAFE: Final = re.compile(r"[^\t\x20-\x7e]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Target:
-    """Where a URL leads; `line` is the request line and the Host header."""
+    """Where a URL leads; `line` is the request line and the Host header. There is one for each URL."""
 
     host: str
     port: int
