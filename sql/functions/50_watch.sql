@@ -28,8 +28,7 @@ begin
       select distinct (to_jsonb(r) ->> v_column)::uuid from old_rows as r where to_jsonb(r) ->> v_column is not null;
     end if;
   end if;
-  -- Nobody awake holds the lock: ring. Tested before the commit, so the daemon goes on polling for a while after it
-  -- let the lock go, until every transaction that may have seen it held has ended.
+  -- As herald.ring() tests it, without the cost of that call while a daemon is awake.
   if pg_try_advisory_lock_shared(1751479908, 1) then
     perform pg_advisory_unlock_shared(1751479908, 1);
     perform herald.ring();
