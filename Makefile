@@ -41,9 +41,13 @@ test-quick: $(VENV)/.dev ## the tests that need no database and no patience
 fault: system $(VENV)/.dev ## crashes, partitions, full disks: what must hold when things break
 	@FAULT=full $(BIN)/python -m pytest tests/fault --timeout=900 $(ARGS)
 
-BENCHES := $(patsubst tests/bench/%,bench-%,$(basename $(patsubst %/__main__.py,%.py,$(shell grep -ls __main__ tests/bench/*.py tests/bench/*/__main__.py))))
-bench: $(BENCHES) ## what it costs, all of it; alone: make bench-evaluate (any file of tests/bench)
+# A file or a package of tests/bench that can be run; each prints a table and writes bench-results/NAME.json.
+BENCH_FILES := $(shell grep -ls __main__ tests/bench/*.py tests/bench/*/__main__.py)
+BENCHES := $(sort $(patsubst tests/bench/%.py,bench-%,$(patsubst %/__main__.py,%.py,$(BENCH_FILES))))
+bench: system $(VENV)/.dev ## what it costs, all of it (25 minutes); alone: make bench-drain, bench-peers, ...
+	@$(MAKE) --keep-going $(BENCHES)
 bench-%: system $(VENV)/.dev
+	@printf '\n## %s\n\n' '$*'
 	@$(BIN)/python -m tests.bench.$* $(ARGS)
 
 check: system $(VENV)/.dev ## format, lint, types, layers, SQL, Prometheus rules, systemd units

@@ -87,7 +87,7 @@ def _left(db: psycopg.Connection) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=30, help="of each time at rest")
+    parser.add_argument("--seconds", type=float, default=20, help="of each time at rest")
     parser.add_argument("--minutes", type=float, default=2, help="of sending")
     arguments = parser.parse_args()
     rows = []

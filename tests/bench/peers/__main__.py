@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tests.bench import drain, ground
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     import psycopg
 
     from pgherald.embedded import Cluster
-    from tests.bench.peers.contenders import Peer
     from tests.bench.peers.run import Drained
 
+IN_FLIGHT: Final = (100, 500)
 HERALD: Final = "pgherald, {} in flight"
 LIMIT: Final = "h2load, the POST alone"
 
@@ -36,74 +37,80 @@ def of_pgherald(cluster: Cluster, db: psycopg.Connection, sink: ground.Sink, in_
     return run.Drained(found.rate, found.daemon_cpu, found.postgres_cpu, found.sink_cpu, found.peak_mb)
 
 
-def prepared(cluster: Cluster) -> tuple[list[Peer], dict[str, str]]:
-    """The peers that can run here, and why the others cannot, loudly."""
-    able, missing = [], {}
-    for peer in contenders.PEERS:
+class Bench:
+    """What was measured, by name, and why the rest could not be."""
+
+    def __init__(self) -> None:
+        self.rounds: dict[str, list[Drained]] = {}
+        self.taken: dict[str, list[float]] = {}
+        self.missing: dict[str, str] = {}
+
+    def attempt(self, name: str, work: Callable[[], None]) -> None:
+        """Do the work; when it cannot be done, say so loudly, and do not try that name again."""
+        if name in self.missing:
+            return
         try:
-            run.prepare(cluster, peer)
-            able.append(peer)
-        except install.Missing as reason:
-            missing[peer.name] = str(reason)
-            print(f"\n*** NOT MEASURED: {peer.name}: {reason} ***\n", flush=True)
-    return able, missing
+            work()
+        except install.Unable as reason:
+            self.missing[name] = str(reason)
+            print(f"\n*** NOT MEASURED: {name}: {reason} ***\n", flush=True)
+
+    def drain(self, name: str, measure: Callable[[], Drained]) -> None:
+        def work() -> None:
+            found = measure()
+            self.rounds.setdefault(name, []).append(found)
+            print(f"{name}: {found.rate:,.0f}/s", flush=True)
+
+        self.attempt(name, work)
+
+    def trickle(self, name: str, measure: Callable[[], list[float]]) -> None:
+        self.attempt(name, lambda: self.taken.setdefault(name, []).extend(measure()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=20_000, help="of each; the slow ones take a fifth")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--inserts", type=int, default=100, help="single ones of each, in each round; 0 for none")
+    parser.add_argument("--inserts", type=int, default=70, help="single ones of each, in each round; 0 for none")
     arguments = parser.parse_args()
     jobs, inserts = arguments.jobs, arguments.inserts
-    rounds: dict[str, list[Drained]] = {}
-    taken: dict[str, list[float]] = {}
+    bench = Bench()
+    arrivals = trickle.Arrivals()
     with ground.running_server() as cluster, ground.running_sink() as sink, ground.connect(cluster) as db:
-        able, missing = prepared(cluster)
+        for peer in contenders.PEERS:
+            bench.attempt(peer.name, partial(run.prepare, cluster, peer))
         ground.load_people(db, max(jobs, inserts + trickle.WARM_UP))
-        drains: list[tuple[str, Callable[[], Drained]]] = [
-            *((HERALD.format(n), lambda n=n: of_pgherald(cluster, db, sink, n, jobs)) for n in (100, 500)),
-            *((peer.name, lambda peer=peer: run.drain(cluster, peer, sink, int(jobs * peer.share))) for peer in able),
-            (LIMIT, lambda: limit.drain(sink, jobs * 5)),
-        ]
-        arrivals = trickle.Arrivals()
         for number in range(arguments.rounds):
-            for name, measure in drains:
-                if name in missing:
-                    continue
-                try:
-                    found = measure()
-                except install.Missing as reason:
-                    missing[name] = str(reason)
-                    print(f"\n*** NOT MEASURED: {name}: {reason} ***\n", flush=True)
-                    continue
-                rounds.setdefault(name, []).append(found)
-                print(f"round {number + 1}: {name}: {found.rate:,.0f}/s", flush=True)
+            print(f"round {number + 1} of {arguments.rounds}", flush=True)
+            for n in IN_FLIGHT:
+                bench.drain(HERALD.format(n), partial(of_pgherald, cluster, db, sink, n, jobs))
+            for peer in contenders.PEERS:
+                bench.drain(peer.name, partial(run.drain, cluster, peer, sink, int(jobs * peer.share)))
+            bench.drain(LIMIT, partial(limit.drain, sink, jobs * 5))
             if inserts:
                 for name, statement in trickle.OF_PGHERALD.items():
-                    times = trickle.of_pgherald(cluster, db, sink, arrivals, statement, inserts)
-                    taken.setdefault(name, []).extend(times)
-                for peer in able:
+                    work = partial(trickle.of_pgherald, cluster, db, sink, arrivals, statement, inserts)
+                    bench.trickle(name, work)
+                for peer in contenders.PEERS:
                     if peer.trickles:
-                        times = trickle.of_peer(cluster, peer, sink, arrivals, inserts)
-                        taken.setdefault(peer.name, []).extend(times)
-    show(rounds, taken, missing, jobs)
+                        bench.trickle(peer.name, partial(trickle.of_peer, cluster, peer, sink, arrivals, inserts))
+    show(bench, jobs)
     ground.write(
         "peers",
         {
-            "drain": {name: [asdict(each) for each in found] for name, found in rounds.items()},
-            "trickle_ms": {name: [round(each, 3) for each in found] for name, found in taken.items()},
-            "missing": missing,
+            "drain": {name: [asdict(each) for each in found] for name, found in bench.rounds.items()},
+            "trickle_ms": {name: [round(each, 3) for each in found] for name, found in bench.taken.items()},
+            "missing": bench.missing,
             "versions": install.versions(),
         },
     )
 
 
-def show(rounds: dict[str, list[Drained]], taken: dict[str, list[float]], missing: dict[str, str], jobs: int) -> None:
+def show(bench: Bench, jobs: int) -> None:
     def median(name: str, field: str) -> float:
-        return ground.median([getattr(found, field) for found in rounds[name]])
+        return ground.median([getattr(found, field) for found in bench.rounds[name]])
 
-    best = max(median(HERALD.format(n), "rate") for n in (100, 500))
+    best = max(median(HERALD.format(n), "rate") for n in IN_FLIGHT)
     rows: list[Sequence[str]] = [
         [
             name,
@@ -112,20 +119,21 @@ def show(rounds: dict[str, list[Drained]], taken: dict[str, list[float]], missin
             *(f"{median(name, field):.3f}" for field in ("cpu", "postgres_cpu", "sink_cpu")),
             f"{median(name, 'peak_mb'):.0f}",
         ]
-        for name in rounds
+        for name in bench.rounds
     ]
-    rows += [[name, "not installed", *["-"] * 5] for name in missing]
-    print(
-        f"\n{jobs:,} jobs, each one POST; medians of {max(map(len, rounds.values()))} rounds; CPU seconds per 1,000\n"
-    )
+    rows += [[name, "not measured", *["-"] * 5] for name in bench.missing if name not in bench.rounds]
+    count = max(map(len, bench.rounds.values()))
+    print(f"\n{jobs:,} jobs, each one POST; medians of {count}; CPU seconds per 1,000\n")
     print(ground.table(["", "jobs/s", "to pgherald", "worker CPU", "Postgres", "sink", "peak MB"], rows))
-    if taken:
-        cuts = {name: statistics.quantiles(found, n=100) for name, found in taken.items()}
+    if bench.taken:
+        cuts = {name: statistics.quantiles(found, n=100) for name, found in bench.taken.items()}
         first = next(iter(cuts.values()))
         rows = [[name, f"{cut[49]:.2f}", f"{cut[98]:.2f}", f"{cut[49] / first[49]:.2f}"] for name, cut in cuts.items()]
-        count = len(next(iter(taken.values())))
+        count = max(map(len, bench.taken.values()))
         print(f"\n{count} single inserts into an idle system, commit to the request's arrival\n")
         print(ground.table(["milliseconds", "p50", "p99", "p50 to pgherald's"], rows))
+    pinned = ", ".join(f"{name} {version}" for name, version in install.versions().items())
+    print(f"\n{pinned}.")
 
 
 if __name__ == "__main__":

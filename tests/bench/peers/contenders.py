@@ -45,7 +45,7 @@ class Peer:
     trickles: bool = False
 
     def command(self) -> list[str]:
-        """Raises install.Missing."""
+        """Raises install.Unable."""
         if self.script.endswith(".mjs"):
             node, place = install.node()
             return [node, str(place / self.script)]
@@ -53,7 +53,7 @@ class Peer:
         return [python, "-m", f"tests.bench.peers.{self.script}"]
 
     def install_commands(self) -> list[list[str]]:
-        """What makes its schema in an empty database. Raises install.Missing."""
+        """What makes its schema in an empty database. Raises install.Unable."""
         match self.script:
             case "pgqueuer_worker":
                 return [[install.python(), "-m", "pgqueuer", what] for what in ("install", "autovac")]
@@ -116,7 +116,11 @@ PEERS: Final = (
         trickles=True,
     ),
     Peer(
-        "graphile-worker, unbatched", "graphile.mjs", GRAPHILE, {"concurrentJobs": 24, "maxPoolSize": 25}, in_flight=24
+        "graphile-worker, default, 24 at once",
+        "graphile.mjs",
+        GRAPHILE,
+        {"concurrentJobs": 24, "maxPoolSize": 25},
+        in_flight=24,
     ),
     Peer(
         "pg-boss",

@@ -1,6 +1,6 @@
 """Puts the peers into .peers/ by package name, at the versions that package.json and requirements.txt pin.
 
-`node()` and `python()` give what runs them, or raise Missing with the reason; the second call finds all in place.
+`node()` and `python()` give what runs them, or raise Unable with the reason; the second call finds all in place.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ NODE: Final = (22, 19)
 """The oldest Node that the pinned packages take; with an older one, or none, one comes from npm."""
 
 
-class Missing(Exception):
-    """A peer cannot be installed here; the text says why."""
+class Unable(Exception):
+    """A peer cannot be measured here; the text says why."""
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def node() -> tuple[str, Path]:
     place = PLACE / "node"
     npm = shutil.which("npm")
     if npm is None:
-        raise Missing("there is no npm on this machine")
+        raise Unable("there is no npm on this machine")
     place.mkdir(parents=True, exist_ok=True)
     scripts = sorted(HERE.glob("*.mjs"))
     for each in [*scripts, HERE / "package.json"]:
@@ -47,7 +47,7 @@ def node() -> tuple[str, Path]:
     for found in (shutil.which("node"), str(own)):
         if found and _version(found) >= NODE:
             return found, place
-    raise Missing(f"there is no Node {'.'.join(map(str, NODE))} or newer")
+    raise Unable(f"there is no Node {'.'.join(map(str, NODE))} or newer")
 
 
 @functools.cache
@@ -87,9 +87,9 @@ def _run(command: Sequence[str], place: Path) -> None:
     try:
         done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Missing(f"{command[0]}: {type(error).__name__}") from error
+        raise Unable(f"{command[0]}: {type(error).__name__}") from error
     if done.returncode:
-        raise Missing(f"{' '.join(command[:5])} ended with {done.returncode}:{os.linesep}{done.stderr.strip()[-2000:]}")
+        raise Unable(f"{' '.join(command[:5])} ended with {done.returncode}:{os.linesep}{done.stderr.strip()[-2000:]}")
 
 
 def _version(node: str) -> tuple[int, ...]:

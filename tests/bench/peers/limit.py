@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.bench import ground
 from tests.bench.peers import run
-from tests.bench.peers.install import Missing
+from tests.bench.peers.install import Unable
 from tests.bench.peers.talk import message
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ JOB: Final = {
 
 
 def drain(sink: ground.Sink, jobs: int) -> Drained:
-    """So many requests, over connections kept open. Raises Missing."""
+    """So many requests, over connections kept open. Raises Unable."""
     ground.need("nghttp2-client")
     program = shutil.which("h2load")
     if program is None:
-        raise Missing("there is no h2load on this machine (Debian: nghttp2-client)")
+        raise Unable("there is no h2load on this machine (Debian: nghttp2-client)")
     body = sink.directory / "body.json"
     body.write_text(json.dumps(message(JOB)))
     headers = ("-H", f"authorization: Bearer {run.TOKEN}", "-H", "content-type: application/json")
@@ -51,7 +51,7 @@ def drain(sink: ground.Sink, jobs: int) -> Drained:
     process.returncode = os.waitstatus_to_exitcode(status)
     rate = re.search(r"finished in .*?, ([0-9.]+) req/s", said)
     if rate is None or f"{jobs} succeeded" not in said:
-        raise SystemExit(f"h2load: {said[-2000:]}")
+        raise Unable(said[-2000:])
     of_sink = ground.cpu_seconds(ground.family(sink.pid)) - before
     own = used.ru_utime + used.ru_stime
     return run.Drained(float(rate[1]), own * 1000 / jobs, 0, of_sink * 1000 / jobs, used.ru_maxrss / 1024)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 
 import asyncpg
 import uvloop
@@ -12,7 +11,7 @@ from pgqueuer import PgQueuer
 from pgqueuer.models import Job  # noqa: TC002 - pgqueuer reads the annotation
 
 from tests.bench.peers.push import Pusher
-from tests.bench.peers.talk import Bench, ready, until_stdin_ends
+from tests.bench.peers.talk import Bench, ready, until_over
 
 
 async def main() -> None:
@@ -25,9 +24,7 @@ async def main() -> None:
 
     queue.entrypoint("push")(push)
     ready()
-    running = asyncio.ensure_future(queue.run(**bench.options))
-    await asyncio.wait((running, asyncio.ensure_future(until_stdin_ends())), return_when=asyncio.FIRST_COMPLETED)
-    os._exit(0)
+    await until_over(asyncio.ensure_future(queue.run(**bench.options)))
 
 
 if __name__ == "__main__":

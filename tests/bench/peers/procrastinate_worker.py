@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import uvloop
 from procrastinate import App, PsycopgConnector
 
 from tests.bench.peers.push import Pusher
-from tests.bench.peers.talk import Bench, ready, until_stdin_ends
+from tests.bench.peers.talk import Bench, ready, until_over
 
 BENCH = Bench.given()
 POOL = 20
@@ -25,9 +24,7 @@ async def main() -> None:
     app.task(name="push")(push)
     async with app.open_async():
         ready()
-        running = asyncio.ensure_future(app.run_worker_async(install_signal_handlers=False, **BENCH.options))
-        await asyncio.wait((running, asyncio.ensure_future(until_stdin_ends())), return_when=asyncio.FIRST_COMPLETED)
-        os._exit(0)
+        await until_over(asyncio.ensure_future(app.run_worker_async(install_signal_handlers=False, **BENCH.options)))
 
 
 if __name__ == "__main__":

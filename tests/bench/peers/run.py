@@ -16,7 +16,7 @@ from urllib.parse import quote
 import psycopg
 
 from tests.bench import ground
-from tests.bench.peers.install import Missing
+from tests.bench.peers.install import Unable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,11 +48,11 @@ class Worker:
         self._said = said
 
     def hear(self, patience: float = PATIENCE) -> dict[str, Any]:
-        """Its next line."""
+        """Its next line. Raises Unable when there is none."""
         readable, _, _ = select.select([self._said], [], [], patience)
         line = self._said.readline() if readable else ""
         if not line:
-            raise SystemExit(f"{self.process.args!r} said nothing more; it ended with {self.process.poll()}")
+            raise Unable(f"its worker said nothing more for {patience:.0f} s, or ended")
         found: dict[str, Any] = json.loads(line)
         return found
 
@@ -74,7 +74,7 @@ def database_of(peer: Peer) -> str:
 
 
 def prepare(cluster: Cluster, peer: Peer) -> None:
-    """Install it, and make its template database, unless they are there. Raises Missing."""
+    """Install it, and make its template database, unless they are there. Raises Unable."""
     peer.command()
     template = f"{database_of(peer)}_template"
     with psycopg.connect(cluster.dsn(), autocommit=True) as admin:
@@ -86,7 +86,7 @@ def prepare(cluster: Cluster, peer: Peer) -> None:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
             if done.returncode:
                 admin.execute(f"drop database {template} with (force)")
-                raise Missing(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+                raise Unable(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
 
 def _environment(cluster: Cluster, database: str, bench: dict[str, Any]) -> dict[str, str]:
@@ -150,9 +150,8 @@ def running_worker(cluster: Cluster, peer: Peer, sink: ground.Sink, url: str, jo
         worker = Worker(process, process.stdout)
         worker.hear(30)
         yield worker
-    except SystemExit:
-        print(complaints.read_text()[-3000:], flush=True)
-        raise
+    except Unable as reason:
+        raise Unable(f"{reason}\n{complaints.read_text()[-3000:]}") from reason
     finally:
         process.kill()
         process.communicate()
@@ -173,7 +172,7 @@ def drain(cluster: Cluster, peer: Peer, sink: ground.Sink, jobs: int) -> Drained
             deadline = time.monotonic() + PATIENCE
             while peer.queue is not None and _left(db, peer.queue.left):
                 if time.monotonic() > deadline:
-                    raise SystemExit(f"{peer.name}: not drained after {PATIENCE:.0f} s")
+                    raise Unable(f"not drained after {PATIENCE:.0f} s")
                 time.sleep(0.005)
             ended = time.monotonic_ns() if peer.queue is not None else said["last"]
             families = families[0], ground.family(cluster.pid or 0), families[2]

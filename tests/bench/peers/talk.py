@@ -11,8 +11,9 @@ import asyncio
 import json
 import os
 import sys
+import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +69,12 @@ def message(job: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-async def until_stdin_ends() -> None:
-    """Return when the bench wants no more."""
-    await asyncio.to_thread(sys.stdin.read)
+async def until_over(running: asyncio.Future[Any]) -> NoReturn:
+    """End with the bench's end, or with what ended the worker before."""
+    await asyncio.wait(
+        (running, asyncio.ensure_future(asyncio.to_thread(sys.stdin.read))), return_when="FIRST_COMPLETED"
+    )
+    if running.done() and (error := running.exception()) is not None:
+        traceback.print_exception(error)
+        os._exit(1)
+    os._exit(0)

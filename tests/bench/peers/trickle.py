@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.bench import ground, latency
 from tests.bench.peers import run
+from tests.bench.peers.install import Unable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tests.bench.peers.contenders import Peer
 
 WARM_UP: Final = 20
-PAUSE: Final = 0.03
+PAUSE: Final = 0.05
 
 OF_PGHERALD: Final = {
     "pgherald, an activity to evaluate": "insert into app.activity (user_id, activity_type) values (%s, 'visit')",
@@ -43,13 +44,20 @@ class Arrivals:
         return f"http://127.0.0.1:{self.port}"
 
     def measure(self, insert: Callable[[int], object], count: int) -> list[float]:
-        """Milliseconds of so many inserts, one after the other; the first ones warm up and do not count."""
+        """Milliseconds of so many inserts, one after the other; the first ones warm up and do not count.
+
+        Raises Unable when one does not arrive.
+        """
         taken = []
         for number in range(WARM_UP + count):
             time.sleep(PAUSE)
             insert(number)
             committed = time.perf_counter()
-            taken.append((self._times.get(timeout=latency.PATIENCE) - committed) * 1000)
+            try:
+                arrived = self._times.get(timeout=latency.PATIENCE)
+            except queue.Empty:
+                raise Unable(f"no request within {latency.PATIENCE:.0f} s of an insert") from None
+            taken.append((arrived - committed) * 1000)
         return taken[WARM_UP:]
 
 
