@@ -38,8 +38,7 @@ WORKDIR /var/lib/pgherald
 VOLUME /var/lib/pgherald
 EXPOSE 9477
 # /healthz answers 200 while the daemon's loops turn; the database may be away for long without that being its fault.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['PGHERALD_METRICS_LISTEN'].rpartition(':')[2] + '/healthz', timeout=4)"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-m", "pgherald.probe"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["pgherald"]
 CMD ["run"]

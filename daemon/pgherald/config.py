@@ -10,7 +10,6 @@ No message of this module repeats a value, because any of them may be a password
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import pwd
 import re
@@ -20,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from psycopg import Error as PsycopgError
-from psycopg.conninfo import conninfo_to_dict
-
+from pgherald import values
 from pgherald.errors import ConfigError
+from pgherald.values import HostPort, Wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 PREFIX: Final = "PGHERALD_"
 
 T = TypeVar("T")
-E = TypeVar("E", bound=StrEnum)
 
 
 @unique
@@ -54,17 +51,6 @@ class LogLevel(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class HostPort:
-    """Where to listen. Port 0 lets the kernel choose."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """What one daemon or command runs with; times in seconds, `max_rate` in messages a second.
 
@@ -83,6 +69,9 @@ class Settings:
     max_rate: float
     poll_interval: float
     metrics_listen: HostPort
+    metrics_tls_certificate: Path | None
+    metrics_tls_key: Path | None
+    metrics_tls_client_ca: Path | None
     state_dir: Path
     scheduler: Scheduler
     log_level: LogLevel
@@ -90,11 +79,7 @@ class Settings:
     @property
     def sends_to_this_machine(self) -> bool:
         """Whether the endpoint is an emulator or a sink here, which needs no gentle beginning."""
-        return _is_loopback(urlsplit(self.fcm_endpoint).hostname or "")
-
-
-class _Wrong(Exception):
-    """What is wrong with one value, in words that do not repeat it."""
+        return values.is_loopback(urlsplit(self.fcm_endpoint).hostname or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,141 +98,15 @@ class Setting(Generic[T]):
     otherwise: Callable[[Mapping[str, str]], T]
 
 
-def _conninfo(text: str) -> str:
-    """A libpq conninfo, kept as it was written; libpq's own complaint is not shown, it quotes parts of the password."""
-    try:
-        parts = conninfo_to_dict(text)
-    except (PsycopgError, ValueError):
-        parts = None
-    if parts is None or "\0" in text:  # raised out here, so that libpq's complaint is not even its context
-        raise _Wrong("libpq cannot read it")
-    # libpq takes what follows an unescaped @ or / of a password for the host, port or database, and names it aloud
-    # when it cannot connect.
-    authority, _, rest = text.partition("://")[2].partition("/")
-    at = authority.count("@") + rest.partition("?")[0].count("@")
-    if at > authority.count("@") or at > 1 or re.fullmatch(r"[0-9,]*", str(parts.get("port") or "")) is None:
-        raise _Wrong(
-            "special characters of a password are not written as %XX (@ is %40, / is %2F), or the port is wrong"
-        )
-    return text
+def _given_by_systemd(name: str) -> Callable[[Mapping[str, str]], Path | None]:
+    """A credential of that name, if the unit hands one to the daemon (LoadCredential=)."""
 
+    def find(environ: Mapping[str, str]) -> Path | None:
+        directory = environ.get("CREDENTIALS_DIRECTORY", "")
+        path = os.path.join(directory, name)  # os.path does not raise where the path is impossible
+        return Path(path) if directory and os.path.exists(path) else None
 
-def _path(text: str) -> Path:
-    if "\0" in text:
-        raise _Wrong("holds a NUL character")
-    return Path(text)
-
-
-def _credentials(text: str) -> Path:
-    if text.startswith("{"):
-        raise _Wrong("is the content of a credentials file, where its path belongs")
-    return _path(text)
-
-
-def _directory(text: str) -> Path:
-    path = _path(text)
-    if not path.is_absolute():
-        raise _Wrong("is a relative path")
-    return path
-
-
-def _project(text: str) -> str:
-    # Google's ids are 6 to 30 of [a-z0-9-], with a domain and a colon before them in old ones; numbers work as well.
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,99}", text) is None:
-        raise _Wrong("is not the id of a project")
-    return text
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost" or host.lower().endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _is_host(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return len(text) <= 253 and re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?", text) is not None
-    return "%" not in text  # a scoped IPv6 address is good on one link only, and unreadable in a URL
-
-
-def _endpoint(text: str) -> str:
-    """Scheme, host and perhaps a path, without a slash at the end. The access token goes there."""
-    try:
-        url = urlsplit(text)
-        host, port = url.hostname or "", url.port
-    except ValueError:
-        host, port = "", None
-    if not _is_host(host) or port == 0 or re.search(r"[^\x21-\x7e]", text):
-        raise _Wrong("is not a URL with a host")
-    if url.username is not None or url.password is not None or url.query or url.fragment:
-        raise _Wrong("has a user, a query or a fragment, and must have none")
-    if url.scheme == "http" and not _is_loopback(host):
-        raise _Wrong("is plain http to another machine, and whoever listens on the way could take the access token")
-    if url.scheme not in ("http", "https"):
-        raise _Wrong("is neither https nor http")
-    return text.rstrip("/")
-
-
-def _number(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) is None:
-            raise _Wrong("is not a plain number (digits, perhaps a point; no unit, no sign)")
-        return _within(float(text), low, high)
-
-    return parse
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if re.fullmatch(r"[0-9]{1,12}", text) is None:
-            raise _Wrong("is not a whole number (digits only)")
-        return _within(int(text), low, high)
-
-    return parse
-
-
-N = TypeVar("N", int, float)
-
-
-def _within(value: N, low: N, high: N) -> N:
-    if value < low:
-        raise _Wrong("is too small")
-    if value > high:
-        raise _Wrong("is too large")
-    return value
-
-
-def _one_of(choices: type[E]) -> Callable[[str], E]:
-    def parse(text: str) -> E:
-        for choice in choices:
-            if choice.value == text.lower():
-                return choice
-        raise _Wrong("is none of the choices")
-
-    return parse
-
-
-def _host_port(text: str) -> HostPort:
-    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):([0-9]{1,5})", text)
-    if found is None:
-        raise _Wrong("is not an address, a colon and a port")
-    host, port = found[1] or found[2], int(found[3])
-    if not _is_host(host) or (found[1] is not None and ":" not in host):
-        raise _Wrong("has no host name or IP address before the port")
-    if port > 65535:
-        raise _Wrong("has a port above 65535")
-    return HostPort(host, port)
-
-
-def _credentials_of_systemd(environ: Mapping[str, str]) -> Path | None:
-    directory = environ.get("CREDENTIALS_DIRECTORY", "")
-    path = os.path.join(directory, "fcm.json")  # os.path does not raise where the path is impossible
-    return Path(path) if directory and os.path.exists(path) else None
+    return find
 
 
 def _state_dir(environ: Mapping[str, str]) -> Path:
@@ -255,9 +114,9 @@ def _state_dir(environ: Mapping[str, str]) -> Path:
     given = environ.get("STATE_DIRECTORY", "").split(":")[0].strip()
     if given:
         try:
-            return _directory(given)
-        except _Wrong as wrong:
-            raise _Wrong(f"is not set, and what stands in its place, STATE_DIRECTORY, {wrong}") from None
+            return values.directory(given)
+        except Wrong as wrong:
+            raise Wrong(f"is not set, and what stands in its place, STATE_DIRECTORY, {wrong}") from None
     xdg = environ.get("XDG_STATE_HOME", "")
     if xdg.startswith("/") and "\0" not in xdg:
         return Path(xdg) / "pgherald"
@@ -268,7 +127,7 @@ def _state_dir(environ: Mapping[str, str]) -> Path:
         except KeyError:
             home = ""
     if not home.startswith("/") or "\0" in home:
-        raise _Wrong("is not set, and neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME tells where state may be kept")
+        raise Wrong("is not set, and neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME tells where state may be kept")
     return Path(home) / ".local" / "state" / "pgherald"
 
 
@@ -283,7 +142,7 @@ DATABASE_URL: Final = Setting(
     ),
     accepts=_CONNINFO,
     example="postgresql://herald_daemon@db.example.org/app",
-    parse=_conninfo,
+    parse=values.conninfo,
     otherwise=lambda _environ: "",
 )
 LISTEN_URL: Final = Setting(
@@ -292,7 +151,7 @@ LISTEN_URL: Final = Setting(
     meaning="The listener's own direct connection, needed if the first goes through a pooler: LISTEN needs a session",
     accepts=_CONNINFO,
     example="postgresql://herald_daemon@db.example.org:5432/app",
-    parse=_conninfo,
+    parse=values.conninfo,
     otherwise=lambda environ: environ.get(DATABASE_URL.name, "").strip(),
 )
 FCM_CREDENTIALS: Final[Setting[Path | None]] = Setting(
@@ -301,8 +160,8 @@ FCM_CREDENTIALS: Final[Setting[Path | None]] = Setting(
     meaning="The service account that may send through FCM",
     accepts="the path of a JSON file from Google",
     example="/etc/pgherald/fcm.json",
-    parse=_credentials,
-    otherwise=_credentials_of_systemd,
+    parse=values.credentials,
+    otherwise=_given_by_systemd("fcm.json"),
 )
 FCM_PROJECT: Final[Setting[str | None]] = Setting(
     name="PGHERALD_FCM_PROJECT",
@@ -310,7 +169,7 @@ FCM_PROJECT: Final[Setting[str | None]] = Setting(
     meaning="The Firebase project to send through",
     accepts="the id of a Google Cloud project",
     example="my-project-123",
-    parse=_project,
+    parse=values.project,
     otherwise=lambda _environ: None,
 )
 FCM_ENDPOINT: Final = Setting(
@@ -319,7 +178,7 @@ FCM_ENDPOINT: Final = Setting(
     meaning="Where FCM is; an emulator's address to try things out",
     accepts="an https URL; plain http to this machine only (localhost, 127.0.0.0/8, [::1])",
     example="https://fcm.googleapis.com",
-    parse=_endpoint,
+    parse=values.endpoint,
     otherwise=lambda _environ: "https://fcm.googleapis.com",
 )
 MAX_IN_FLIGHT: Final = Setting(
@@ -328,7 +187,7 @@ MAX_IN_FLIGHT: Final = Setting(
     meaning="How many sends may be under way at once",
     accepts="a whole number from 1 to 10000",
     example="10",
-    parse=_whole(1, 10_000),
+    parse=values.whole(1, 10_000),
     otherwise=lambda _environ: 10,
 )
 SEND_DEADLINE: Final = Setting(
@@ -337,7 +196,7 @@ SEND_DEADLINE: Final = Setting(
     meaning="How long one send may take as a whole, in seconds",
     accepts="a number of seconds from 0.001 to 60",
     example="3",
-    parse=_number(0.001, 60),
+    parse=values.number(0.001, 60),
     otherwise=lambda _environ: 3.0,
 )
 MAX_RATE: Final = Setting(
@@ -346,7 +205,7 @@ MAX_RATE: Final = Setting(
     meaning="The most messages a second; FCM's own quota is 600,000 a minute for a project",
     accepts="a number from 0.001 to 1000000",
     example="10000",
-    parse=_number(0.001, 1_000_000),
+    parse=values.number(0.001, 1_000_000),
     otherwise=lambda _environ: 10_000.0,
 )
 POLL_INTERVAL: Final = Setting(
@@ -355,17 +214,44 @@ POLL_INTERVAL: Final = Setting(
     meaning="How often to look for work that no notification announced, in seconds",
     accepts="a number of seconds from 0.05 to 3600",
     example="10",
-    parse=_number(0.05, 3600),
+    parse=values.number(0.05, 3600),
     otherwise=lambda _environ: 10.0,
 )
 METRICS_LISTEN: Final = Setting(
     name="PGHERALD_METRICS_LISTEN",
     default="127.0.0.1:9477",
-    meaning="Where /metrics, /healthz and /readyz are served; anyone who reaches it may read them",
+    meaning="Where /metrics, /healthz and /readyz are served; without a client CA, whoever reaches it may read them",
     accepts="an address and a port from 0 to 65535 (0: any free one), IPv6 in brackets",
     example="127.0.0.1:9477",
-    parse=_host_port,
+    parse=values.host_port,
     otherwise=lambda _environ: HostPort("127.0.0.1", 9477),
+)
+METRICS_TLS_CERTIFICATE: Final[Setting[Path | None]] = Setting(
+    name="PGHERALD_METRICS_TLS_CERTIFICATE",
+    default="$CREDENTIALS_DIRECTORY/metrics.crt, else none: plain HTTP",
+    meaning="Serve the metrics with TLS and this certificate, followed by those that lead from it to its root",
+    accepts="the path of a PEM file",
+    example="/etc/pgherald/metrics.crt",
+    parse=values.pem_file,
+    otherwise=_given_by_systemd("metrics.crt"),
+)
+METRICS_TLS_KEY: Final[Setting[Path | None]] = Setting(
+    name="PGHERALD_METRICS_TLS_KEY",
+    default="$CREDENTIALS_DIRECTORY/metrics.key, else none",
+    meaning="The private key of that certificate, without a passphrase",
+    accepts="the path of a PEM file",
+    example="/etc/pgherald/metrics.key",
+    parse=values.pem_file,
+    otherwise=_given_by_systemd("metrics.key"),
+)
+METRICS_TLS_CLIENT_CA: Final[Setting[Path | None]] = Setting(
+    name="PGHERALD_METRICS_TLS_CLIENT_CA",
+    default="$CREDENTIALS_DIRECTORY/metrics-clients.crt, else none",
+    meaning="Serve nobody without a client certificate that one of these has signed",
+    accepts="the path of a PEM file",
+    example="/etc/pgherald/metrics-clients.crt",
+    parse=values.pem_file,
+    otherwise=_given_by_systemd("metrics-clients.crt"),
 )
 STATE_DIR: Final = Setting(
     name="PGHERALD_STATE_DIR",
@@ -373,7 +259,7 @@ STATE_DIR: Final = Setting(
     meaning="Where accepted pushes are spooled until the database has them: on a local disk, for one daemon each",
     accepts="the absolute path of a directory",
     example="/var/lib/pgherald",
-    parse=_directory,
+    parse=values.directory,
     otherwise=_state_dir,
 )
 SCHEDULER: Final = Setting(
@@ -382,7 +268,7 @@ SCHEDULER: Final = Setting(
     meaning="Scheduled runs: pg_cron where its job exists and the daemon otherwise, always the daemon, or neither",
     accepts="auto, internal or off",
     example="auto",
-    parse=_one_of(Scheduler),
+    parse=values.one_of(Scheduler),
     otherwise=lambda _environ: Scheduler.AUTO,
 )
 LOG_LEVEL: Final = Setting(
@@ -391,7 +277,7 @@ LOG_LEVEL: Final = Setting(
     meaning="The least important log lines to write",
     accepts="debug, info, warning or error",
     example="info",
-    parse=_one_of(LogLevel),
+    parse=values.one_of(LogLevel),
     otherwise=lambda _environ: LogLevel.INFO,
 )
 
@@ -406,6 +292,9 @@ SETTINGS: Final[tuple[Setting[Any], ...]] = (
     MAX_RATE,
     POLL_INTERVAL,
     METRICS_LISTEN,
+    METRICS_TLS_CERTIFICATE,
+    METRICS_TLS_KEY,
+    METRICS_TLS_CLIENT_CA,
     STATE_DIR,
     SCHEDULER,
     LOG_LEVEL,
@@ -417,13 +306,13 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 
     Raises ConfigError with one line for each problem: the setting, what is wrong, what it may be, an example.
     """
-    values: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     problems = []
     for setting in SETTINGS:
         text = environ.get(setting.name, "").strip()
         try:
-            values[setting.name] = setting.parse(text) if text else setting.otherwise(environ)
-        except _Wrong as wrong:
+            found[setting.name] = setting.parse(text) if text else setting.otherwise(environ)
+        except Wrong as wrong:
             problems.append(
                 f"{setting.name}: {wrong}; it may be {setting.accepts}; for example {setting.name}={setting.example}"
             )
@@ -432,7 +321,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         raise ConfigError("\n".join(problems))
 
     def of(setting: Setting[T]) -> T:
-        value: T = values[setting.name]
+        value: T = found[setting.name]
         return value
 
     return Settings(
@@ -446,6 +335,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         max_rate=of(MAX_RATE),
         poll_interval=of(POLL_INTERVAL),
         metrics_listen=of(METRICS_LISTEN),
+        metrics_tls_certificate=of(METRICS_TLS_CERTIFICATE),
+        metrics_tls_key=of(METRICS_TLS_KEY),
+        metrics_tls_client_ca=of(METRICS_TLS_CLIENT_CA),
         state_dir=of(STATE_DIR),
         scheduler=of(SCHEDULER),
         log_level=of(LOG_LEVEL),

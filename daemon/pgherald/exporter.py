@@ -5,19 +5,21 @@
   away: polling still finds the work); 503 with the reasons if they are not.
 - /metrics: Prometheus' text format.
 
-A small HTTP/1.1 server on h11, because it must stay answerable whatever its clients do: a request has to be complete
-within 5 seconds and 8 KiB, an answer has to be taken within 5 seconds, and where more than 64 connections are open the
-one that has been waiting longest without a complete request goes. GET and HEAD only, no bodies, no TLS: it listens on
-loopback unless told otherwise.
+A small HTTP/1.1 server on h11, because it must stay answerable whatever its clients do: a handshake of TLS has to be
+complete within 5 seconds, a request within 5 seconds and 8 KiB, an answer has to be taken within 5 seconds, and where
+more than 64 connections are open the one that has been waiting longest without a complete request goes. GET and HEAD
+only, no bodies. It listens on loopback unless told otherwise, and speaks plain HTTP unless it is given a TLS context.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum, unique
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import anyio
 import anyio.abc
@@ -25,10 +27,12 @@ import h11
 import orjson
 from anyio.abc import SocketAttribute
 
-from pgherald.config import METRICS_LISTEN, HostPort
+from pgherald.config import METRICS_LISTEN
 from pgherald.errors import ConfigError
 from pgherald.log import describe_exception, log
 from pgherald.metrics import CONTENT_TYPE
+from pgherald.tls import Guard, SecuredStream
+from pgherald.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +44,7 @@ ANSWER_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 90.0  # between two requests of one connection: longer than Prometheus' usual scrape interval
 MOST_CONNECTIONS: Final = 64
 MOST_HEADER_BYTES: Final = 8192
+TELL_SECONDS: Final = 60.0  # at most so often is it logged that TLS refused a client
 
 
 @unique
@@ -104,13 +109,20 @@ class _Answer:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+class _Stream(Protocol):
+    """A client's bytes, secured or not."""
+
+    async def receive(self, most: int, /) -> bytes: ...
+    async def send(self, data: bytes, /) -> None: ...
+
+
 class _Connection:
     """One client. `scope` ends it from outside; `asking` is true while no complete request of it is being answered."""
 
-    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+    def __init__(self, stream: _Stream) -> None:
         self.scope = anyio.CancelScope()
         self.asking = True
-        self._stream = stream
+        self.stream = stream
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEADER_BYTES)
 
     async def request(self, patience: float) -> h11.Request | None:
@@ -129,7 +141,7 @@ class _Connection:
 
     async def _read(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
-            data = await self._stream.receive(MOST_HEADER_BYTES)
+            data = await self.stream.receive(MOST_HEADER_BYTES)
         except anyio.EndOfStream:
             data = b""
         self._http.receive_data(data)
@@ -154,17 +166,25 @@ class _Connection:
             events.insert(1, h11.Data(data=answer.body))
         data = b"".join(self._http.send(event) or b"" for event in events)
         with anyio.fail_after(ANSWER_SECONDS):
-            await self._stream.send(data)
+            await self.stream.send(data)
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
         return True
 
 
+_PLAIN_REFUSAL: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+    b"this is HTTPS: ask for https://\n"
+)
+
+
 class _Server:
-    def __init__(self, metrics: Metrics, health: Health) -> None:
+    def __init__(self, metrics: Metrics, health: Health, guard: Guard) -> None:
         self._metrics = metrics
         self._health = health
+        self._guard = guard
+        self._told_at = float("-inf")
         # Those that ask come first, longest waiting first.
         self._connections: dict[_Connection, None] = {}
 
@@ -192,13 +212,36 @@ class _Server:
         self._connections[connection] = None
         try:
             with connection.scope:
-                await self._converse(connection)
+                context = self._guard.context
+                if context is None:
+                    await self._converse(connection)
+                else:
+                    await self._converse_in_private(connection, SecuredStream(stream, context))
                 await stream.aclose()
-        except (TimeoutError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        except (TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass  # too slow, or gone: there is nobody to tell
+        except ssl.SSLError as error:
+            await self._refuse(stream, error)
         finally:
             self._connections.pop(connection, None)
             await anyio.aclose_forcefully(stream)
+
+    async def _converse_in_private(self, connection: _Connection, secured: SecuredStream) -> None:
+        with anyio.fail_after(REQUEST_SECONDS):
+            await secured.handshake()
+        connection.stream = secured
+        await self._converse(connection)
+        with anyio.fail_after(ANSWER_SECONDS):
+            await secured.farewell()
+
+    async def _refuse(self, stream: anyio.abc.SocketStream, error: ssl.SSLError) -> None:
+        """A client that speaks no TLS, brings no certificate that is good here, or does not take ours."""
+        if anyio.current_time() - self._told_at >= TELL_SECONDS:
+            self._told_at = anyio.current_time()
+            log.warning("metrics_client_refused", reason=error.reason or "TLS")
+        if error.reason == "HTTP_REQUEST":
+            with suppress(anyio.BrokenResourceError), anyio.move_on_after(ANSWER_SECONDS):
+                await stream.send(_PLAIN_REFUSAL)
 
     async def _converse(self, connection: _Connection) -> None:
         patience, going_on = REQUEST_SECONDS, True
@@ -237,10 +280,11 @@ async def serve(
     listen: HostPort,
     metrics: Metrics,
     health: Health,
+    guard: Guard | None = None,
     *,
     task_status: anyio.abc.TaskStatus[HostPort] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; reports where it listens, which port 0 leaves open.
+    """Serve until cancelled; reports where it listens, which port 0 leaves open. Without `guard` in plain HTTP.
 
     Raises ConfigError if it cannot listen there.
     """
@@ -249,7 +293,7 @@ async def serve(
     except OSError as error:
         raise ConfigError(_cannot_listen(listen, error)) from None
     async with listening, anyio.create_task_group() as tasks:
-        server = _Server(metrics, health)
+        server = _Server(metrics, health, guard or Guard())
         for listener in cast("Sequence[anyio.abc.SocketListener]", listening.listeners):
             tasks.start_soon(server.accept, listener, tasks)
         task_status.started(HostPort(listen.host, listening.extra(SocketAttribute.local_port)))

@@ -31,6 +31,9 @@ from pgherald.config import (
     FCM_PROJECT,
     LOG_LEVEL,
     MAX_RATE,
+    METRICS_TLS_CERTIFICATE,
+    METRICS_TLS_CLIENT_CA,
+    METRICS_TLS_KEY,
     POLL_INTERVAL,
     PREFIX,
     load_settings,
@@ -51,6 +54,7 @@ from pgherald.scheduler import Scheduler
 from pgherald.spool import Spool
 from pgherald.store import Locks, Store
 from pgherald.systemd import Notifier, watchdog_interval
+from pgherald.tls import Guard, server_context
 from pgherald.worker import Worker
 
 if TYPE_CHECKING:
@@ -77,8 +81,14 @@ GC_THRESHOLD: Final = 20_000
 EXTENSION: Final = 30.0
 """Seconds by which a start that goes on (a long spool, a long queue) puts off its time-out, again and again."""
 
-RELOADABLE: Final = (FCM_CREDENTIALS.name, MAX_RATE.name, POLL_INTERVAL.name, LOG_LEVEL.name)
-"""What SIGHUP changes; every other setting needs a restart."""
+RELOADABLE: Final = frozenset(
+    setting.name
+    for setting in (
+        *(FCM_CREDENTIALS, MAX_RATE, POLL_INTERVAL, LOG_LEVEL),
+        *(METRICS_TLS_CERTIFICATE, METRICS_TLS_KEY, METRICS_TLS_CLIENT_CA),
+    )
+)
+"""What SIGHUP changes, and reads again where it is a file; every other setting needs a restart."""
 
 
 def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
@@ -125,6 +135,7 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
     credentials, project = await anyio.to_thread.run_sync(
         load_credentials, settings.fcm_credentials, settings.fcm_project
     )
+    guard = Guard(await anyio.to_thread.run_sync(server_context, settings))
     await _check_schema(settings.database_url, notifier, managed=bool(environ.get("NOTIFY_SOCKET")))
     config = DispatchConfig(
         owner=f"{socket.gethostname()}:{os.getpid()}",
@@ -171,11 +182,11 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
             config,
             settings.scheduler,
         )
-        parts = _Parts(settings, project, notifier, metrics, health, pacing, oauth, worker)
+        parts = _Parts(settings, project, notifier, metrics, health, pacing, oauth, worker, guard)
         async with anyio.create_task_group() as around:
             around.start_soon(_feed_watchdog, notifier, environ, parts)
             around.start_soon(_reload_on_signal, parts, environment)
-            listen = await around.start(exporter.serve, settings.metrics_listen, metrics, health)
+            listen = await around.start(exporter.serve, settings.metrics_listen, metrics, health, guard)
             log.info("starting", listen=str(listen), path=settings.state_dir, project=project, pid=os.getpid())
             around.start_soon(oauth.run)
             await recorder.replay(spool.replay())
@@ -209,6 +220,7 @@ class _Parts:
     pacing: Pacing
     oauth: OAuth
     worker: Worker
+    guard: Guard
     stopping: bool = False
 
     def status(self) -> str:
@@ -321,6 +333,7 @@ async def _reload(parts: _Parts, environment: Callable[[], dict[str, str]]) -> N
     environ = await anyio.to_thread.run_sync(environment)
     new = load_settings(environ)
     credentials, project = await anyio.to_thread.run_sync(load_credentials, new.fcm_credentials, new.fcm_project)
+    parts.guard.context = await anyio.to_thread.run_sync(server_context, new)
     old = parts.settings
     changed = [each.name for each in fields(new) if getattr(new, each.name) != getattr(old, each.name)]
     at_once = {name: getattr(new, name) for name in changed if PREFIX + name.upper() in RELOADABLE}

@@ -86,7 +86,7 @@ def test_all_of_it_happened(written: Written) -> None:
     ):
         assert f'"event":"{event}"'.encode() in log, event
     assert log.count(b'"event":"starting"') == 2, "killed, and started again"
-    assert b"Current thread" in log, "aborted, and told where each thread stood"
+    assert b"(most recent call first)" in log, "aborted, and told where each thread stood"
     assert all(b'"traceback":' in text for place, text in written.daemon.items() if place.startswith("log of a bug"))
     assert any(b"notification_id" in text for place, text in written.daemon.items() if "no record is taken" in place)
     assert b"READY=1" in written.daemon["what systemd heard"]

@@ -8,12 +8,9 @@ import shutil
 import subprocess
 import sys
 import threading
-import urllib.parse
-import urllib.request
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -21,15 +18,16 @@ import pytest
 from pgherald.emulator.client import emulator_process
 from tests.support.daemon import PATIENCE, running_daemon, wait_for
 from tests.support.organisation import Organisation
+from tests.support.prometheus import RULES, running_prometheus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.daemon import Daemon
     from tests.support.postgres import Server
+    from tests.support.prometheus import Prometheus
 
 OPERATING = Path(__file__).parents[2] / "systemd"
-RULES = OPERATING / "prometheus" / "rules.yml"
 TESTS = OPERATING / "prometheus" / "rules_test.yml"
 RUNBOOK = OPERATING / "RUNBOOK.md"
 DASHBOARD = OPERATING / "grafana" / "pgherald.json"
@@ -59,71 +57,6 @@ def promtool(*arguments: str | Path, stdin: str | None = None) -> subprocess.Com
     return subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True, check=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Prometheus:
-    """A running one."""
-
-    port: int
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """The instant vector; fails if Prometheus cannot parse it."""
-        return list(self.get("query", query=expression)["result"])
-
-    def get(self, what: str, **parameters: str) -> Any:
-        url = f"http://127.0.0.1:{self.port}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            return json.load(answer)["data"]
-
-
-@contextmanager
-def running_prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
-    """Prometheus as Debian ships it, scraping `target` each second, with our rules."""
-    (directory / "prometheus.yml").write_text(
-        f"global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n"
-        f"rule_files: ['{RULES}']\n"
-        f"scrape_configs: [{{job_name: pgherald, static_configs: [{{targets: ['{target}']}}]}}]\n"
-    )
-    with (directory / "prometheus.log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={directory}/prometheus.yml",
-                f"--storage.tsdb.path={directory}/tsdb",
-                "--web.listen-address=127.0.0.1:0",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    log_text = (directory / "prometheus.log").read_text
-    try:
-        prometheus = Prometheus(wait_for(lambda: listening_port(process.pid), otherwise=log_text))
-
-        def is_up() -> bool:
-            try:
-                return bool(prometheus.query('up{job="pgherald"} == 1'))
-            except OSError:
-                return False
-
-        wait_for(is_up, otherwise=log_text)
-        yield prometheus
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
-
-
-def listening_port(pid: int) -> int:
-    """The TCP port of IPv4 that a process listens at, 0 while there is none. It was given it: nobody else took it."""
-    inodes = set()
-    for each in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            inodes.add(each.readlink().name)
-    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-            return int(fields[1].rpartition(":")[2], 16)
-    return 0
-
-
 @pytest.fixture(scope="module")
 def scraped(pg18: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, Daemon]]:
     """A Prometheus, and a daemon that has sent, failed, skipped, suppressed and evaluated, and goes on doing so."""
@@ -136,7 +69,8 @@ def scraped(pg18: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         scenario = organisation.scenario()
         settings = {"PGHERALD_SCHEDULER": "internal"}
         daemon = stack.enter_context(running_daemon(database.daemon_dsn, emulator, directory, settings))
-        prometheus = stack.enter_context(running_prometheus(directory, daemon.address))
+        job = f"- {{job_name: pgherald, static_configs: [{{targets: ['{daemon.address}']}}]}}\n"
+        prometheus = stack.enter_context(running_prometheus(directory, job))
         wait_for(lambda: prometheus.query('pgherald_invariant_violations{invariant="prompt_dispatched_twice"}'))
         for round_ in range(4):
             for token in (f"phone-{round_}", f"unregistered-{round_}", f"invalid-field-{round_}"):

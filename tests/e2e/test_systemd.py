@@ -213,7 +213,7 @@ def test_a_process_that_hangs_feeds_no_watchdog(
         daemon.process.send_signal(signal.SIGABRT)
         daemon.process.send_signal(signal.SIGCONT)
         assert daemon.wait() == -signal.SIGABRT
-        assert "Current thread" in daemon.log_path.read_text()
+        assert "(most recent call first)" in daemon.log_path.read_text()
 
 
 def test_a_reload_changes_what_can_change_and_names_what_cannot(
@@ -428,6 +428,7 @@ def test_the_example_of_the_settings_is_one_that_the_daemon_takes(
         found = parse_environment_file(each)
         load_settings({**found, "HOME": "/nonexistent"})
     by_the_unit = {"PGHERALD_FCM_CREDENTIALS", "PGHERALD_STATE_DIR"}
+    by_the_unit |= {f"PGHERALD_METRICS_TLS_{file}" for file in ("CERTIFICATE", "KEY", "CLIENT_CA")}
     from_google = {"PGHERALD_FCM_PROJECT", "PGHERALD_FCM_ENDPOINT"}
     assert set(found) == {setting.name for setting in SETTINGS} - by_the_unit - from_google
 

@@ -186,7 +186,7 @@ class _Stage:
             self.take_pages(daemon, "after the kill")
             self.be_refused(daemon, "PERMISSION_DENIED")
             daemon.process.send_signal(signal.SIGABRT)  # as the watchdog does; where each thread stood goes to the log
-            assert daemon.process.wait(10) == -signal.SIGABRT
+            assert daemon.wait() == -signal.SIGABRT
         self.keep("one", daemon)
 
     def act(self, kind: str, prefix: str = "", **columns: Any) -> None:
@@ -216,7 +216,7 @@ class _Stage:
         nobody = self.organisation.mentor()
         self.people["without a device"] = nobody
         self.organisation.activity(nobody)
-        wait_for(lambda: self.tried() == set(self.people), 40, lambda: f"{set(self.people) - self.tried()}")
+        wait_for(lambda: self.tried() == set(self.people), otherwise=lambda: f"{set(self.people) - self.tried()}")
         self.take_pages(daemon, "while FCM fails")
 
     def be_refused(self, daemon: Daemon, code: str) -> None:
@@ -300,7 +300,7 @@ class _Stage:
                 process = subprocess.Popen([sys.executable, "-c", bug + RUN], env=environment, stdout=log, stderr=log)
             try:
                 self.act(f"a bug {name}")
-                wait_for(lambda path=log_path: b'"traceback":' in path.read_bytes(), 30, log_path.read_text)  # type: ignore[misc]
+                wait_for(lambda path=log_path: b'"traceback":' in path.read_bytes(), otherwise=log_path.read_text)  # type: ignore[misc]
             finally:
                 process.kill()
                 process.wait(10)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from pgherald.config import SETTINGS, HostPort, LogLevel, Scheduler, Setting, Settings, load_settings
+from pgherald.config import SETTINGS, LogLevel, Scheduler, Setting, Settings, load_settings
 from pgherald.errors import ConfigError
+from pgherald.values import HostPort
 
 NAMES = [setting.name for setting in SETTINGS]
 HOME = {"HOME": "/home/ola"}
@@ -38,6 +39,9 @@ def test_the_table_holds_exactly_the_settings_of_the_contract() -> None:
         "PGHERALD_MAX_RATE",
         "PGHERALD_POLL_INTERVAL",
         "PGHERALD_METRICS_LISTEN",
+        "PGHERALD_METRICS_TLS_CERTIFICATE",
+        "PGHERALD_METRICS_TLS_KEY",
+        "PGHERALD_METRICS_TLS_CLIENT_CA",
         "PGHERALD_STATE_DIR",
         "PGHERALD_SCHEDULER",
         "PGHERALD_LOG_LEVEL",
@@ -56,6 +60,9 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         max_rate=10_000.0,
         poll_interval=10.0,
         metrics_listen=HostPort("127.0.0.1", 9477),
+        metrics_tls_certificate=None,
+        metrics_tls_key=None,
+        metrics_tls_client_ca=None,
         state_dir=Path("/home/ola/.local/state/pgherald"),
         scheduler=Scheduler.AUTO,
         log_level=LogLevel.INFO,
@@ -87,6 +94,9 @@ def test_each_setting_is_read() -> None:
             "PGHERALD_MAX_RATE": "0.5",
             "PGHERALD_POLL_INTERVAL": "60",
             "PGHERALD_METRICS_LISTEN": "[::]:0",
+            "PGHERALD_METRICS_TLS_CERTIFICATE": "/etc/a b/metrics.crt",
+            "PGHERALD_METRICS_TLS_KEY": "metrics.key",
+            "PGHERALD_METRICS_TLS_CLIENT_CA": "/etc/ca.pem",
             "PGHERALD_STATE_DIR": "/var/lib/a b",
             "PGHERALD_SCHEDULER": "INTERNAL",
             "PGHERALD_LOG_LEVEL": "debug",
@@ -104,6 +114,9 @@ def test_each_setting_is_read() -> None:
         max_rate=0.5,
         poll_interval=60.0,
         metrics_listen=HostPort("::", 0),
+        metrics_tls_certificate=Path("/etc/a b/metrics.crt"),
+        metrics_tls_key=Path("metrics.key"),
+        metrics_tls_client_ca=Path("/etc/ca.pem"),
         state_dir=Path("/var/lib/a b"),
         scheduler=Scheduler.INTERNAL,
         log_level=LogLevel.DEBUG,

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgherald import exporter
-from pgherald.config import HostPort
 from pgherald.errors import ConfigError
 from pgherald.exporter import Health, Status, serve
 from pgherald.metrics import Metrics
+from pgherald.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
