@@ -146,6 +146,11 @@ def _heard(manager: socket.socket) -> bytes:
             return b"\n".join(found)
 
 
+def _is_over(log: bytes, process: subprocess.Popen[bytes]) -> bool:
+    """Whether a daemon with a bug has told of it, and has ended or gone on."""
+    return b'"traceback":' in log and (process.poll() is not None or b'"error_code":"OTHER"' in log)
+
+
 @dataclass(slots=True)
 class _Stage:
     database: Database
@@ -223,7 +228,8 @@ class _Stage:
         """Somebody comes while FCM takes nothing from anybody."""
         self.emulator.set_faults({"do": "status", "code": code, "retry_after": 1})
         self.act(f"refused with {code}")
-        wait_for(lambda: daemon.metric(f'pgherald_fcm_responses_total{{code="{code}"}}') > 0)
+        daemon.wait_for_metric(f'pgherald_fcm_responses_total{{code="{code}"}}', lambda value: value > 0)
+        wait_for(lambda: code in self.codes())
         self.take_pages(daemon, f"under {code}")
         self.emulator.set_faults()
 
@@ -300,7 +306,7 @@ class _Stage:
                 process = subprocess.Popen([sys.executable, "-c", bug + RUN], env=environment, stdout=log, stderr=log)
             try:
                 self.act(f"a bug {name}")
-                wait_for(lambda path=log_path: b'"traceback":' in path.read_bytes(), otherwise=log_path.read_text)  # type: ignore[misc]
+                wait_for(lambda log=log_path, it=process: _is_over(log.read_bytes(), it), otherwise=log_path.read_text)  # type: ignore[misc]
             finally:
                 process.kill()
                 process.wait(10)
@@ -387,6 +393,10 @@ class _Stage:
     def spool(self, when: str, daemon: Daemon) -> None:
         self.written.daemon |= {f"{path} {when}": text for path, text in canaries.files_under(daemon.state_dir).items()}
 
+    def codes(self) -> set[str | None]:
+        rows = self.db.execute("select distinct error_code from herald.scenario_prompt_history").fetchall()
+        return {row[0] for row in rows}
+
     def rows(self) -> dict[str, bytes]:
         """Every table but those whose own content these secrets are, and what the server tells of its sessions."""
         tables = ("scenario_prompt_history", "scenario_notification", "prompt", "evaluation_run", "touched_user")
@@ -394,10 +404,7 @@ class _Stage:
             "pg_stat_activity": "select coalesce(a.query, '') from pg_stat_activity as a "
             "where a.application_name like 'pgherald%'"
         }
-        self.written.codes = {
-            row[0]
-            for row in self.db.execute("select distinct error_code from herald.scenario_prompt_history").fetchall()
-        }
+        self.written.codes = self.codes()
         return {
             place: "\n".join(row[0] for row in self.db.execute(query.encode()).fetchall()).encode()
             for place, query in queries.items()
