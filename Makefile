@@ -50,7 +50,7 @@ bench-%: system $(VENV)/.dev
 	@printf '\n## %s\n\n' '$*'
 	@$(BIN)/python -m tests.bench.$* $(ARGS)
 
-check: system $(VENV)/.dev ## format, lint, types, layers, SQL, Prometheus rules, systemd units
+check: system $(VENV)/.dev ## format, lint, types, layers, SQL, Prometheus rules, systemd units, dependencies
 	@PATH="$(abspath $(BIN)):$$PATH" bash tests/check.sh
 
 ##@ Change it

@@ -44,6 +44,17 @@ in_all_files() { # in_all_files PATTERN: no tracked text file has it
   ! git grep -nIE "$1" -- . ':!tests/check.sh'
 }
 
+audit() { # known vulnerabilities fail; that nobody could be asked about them is said, and does not
+  local said status
+  said="$(bash tests/audit.sh 2>&1)"
+  status=$?
+  if ((status == 3)); then
+    printf 'NOT AUDITED: known vulnerabilities of the dependencies: %s\n' "$said"
+  else
+    check 'pip-audit' eval 'printf "%s\n" "$said"; ((status == 0))'
+  fi
+}
+
 shopt -s nullglob
 unguarded=(
   # A procedure that commits cannot have a SET clause; this one names everything that it calls.
@@ -79,6 +90,7 @@ if git rev-parse --git-dir >/dev/null 2>&1; then
   check 'no package index is named' in_all_files 'https?://[^ "]*(/simple|/packages/[0-9a-f]{2}/)|--(extra-)?index-url'
   check 'nothing is left unfinished' in_all_files '\b(TODO|FIXME|XXX|HACK)\b'
 fi
+audit
 check 'pytest -m check' python -m pytest -q -m check
 
 if ((${#skipped[@]})) && [[ -n "${CI:-}" ]]; then failed+=("${skipped[@]}"); fi
