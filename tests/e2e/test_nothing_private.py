@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.support.postgres import Server
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=["18", "15"])

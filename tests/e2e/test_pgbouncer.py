@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemon import running_daemon, wait_for
+from tests.support.daemon import running_daemon, wait_asleep, wait_for
 from tests.support.organisation import Organisation
 from tests.support.pooler import needs_pgbouncer, pgbouncer
 from tests.support.postgres import DAEMON_LOGIN
@@ -44,6 +44,7 @@ def test_the_pool_goes_through_pgbouncer_while_the_listener_does_not(
             running_daemon(pooled, emulator, tmp_path / "a", settings) as first,
             running_daemon(pooled, emulator, tmp_path / "b", settings) as second,
         ):
+            wait_asleep(organisation.db)
             for start in range(0, 600, 50):  # beside each other, in many transactions, and rung each time
                 organisation.db.execute(
                     "select herald.enqueue(%s, u, 'by-hand') from unnest(%s::uuid[]) as u",
@@ -100,7 +101,9 @@ def test_a_pooler_that_gives_sessions_is_as_good_as_none(
         }
         with running_daemon(pooled, emulator, tmp_path, settings) as daemon:
             daemon.wait_for_event("listening")
-            organisation.enqueue(organisation.scenario(), organisation.mentor("phone-1"))
+            scenario, person = organisation.scenario(), organisation.mentor("phone-1")
+            wait_asleep(organisation.db)
+            organisation.enqueue(scenario, person)
             wait_for(lambda: len(organisation.notifications()) == 1)
             daemon.wait_for_metric(NOTIFIED, lambda times: times >= 1)
             assert daemon.get("/readyz")[1] == '{"status":"ready","reasons":[]}\n'

@@ -10,7 +10,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.fault.links import Link
-from tests.support.daemon import Daemon, running_daemon, wait_for
+from tests.support.daemon import Daemon, running_daemon, wait_asleep, wait_for
 from tests.support.organisation import Organisation
 from tests.support.postgres import DAEMON_LOGIN
 
@@ -57,6 +57,7 @@ def test_three_daemons_share_the_work_and_the_schedule_moves_when_its_daemon_die
         daemons = [start("a")]
         before = wait_for(lambda: leader(organisation.db))  # the first one leads
         daemons += [start("b"), start("c")]
+        wait_asleep(organisation.db)
         organisation.db.execute(
             "select herald.enqueue(%s, u, 'by-hand') from unnest(%s::uuid[]) as u", (scenario, people)
         )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import psycopg
+
     from pgherald.emulator.client import EmulatorClient
 
 PATIENCE: Final = 60.0
@@ -165,6 +167,20 @@ def running_daemon(
     assert_nothing_shown(
         {"its log": log_path.read_bytes(), **files_under(state_dir)}, secrets_of(emulator.credentials_path, dsn)
     )
+
+
+def awake(db: psycopg.Connection) -> bool:
+    """Whether a daemon of this database holds the lock that keeps writers from ringing."""
+    row = db.execute(
+        "select from pg_locks where locktype = 'advisory' and classid = 1751479908 and objid = 1 and granted "
+        "and database = (select oid from pg_database where datname = current_database())"
+    ).fetchone()
+    return row is not None
+
+
+def wait_asleep(db: psycopg.Connection) -> None:
+    """Return once they all sleep: who writes now rings, and wakes each of them."""
+    wait_for(lambda: not awake(db))
 
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.support import canaries
 from tests.support.command import Command
-from tests.support.daemon import running_daemon, wait_for
+from tests.support.daemon import PATIENCE, running_daemon, wait_for
 from tests.support.organisation import Organisation
 from tests.support.postgres import DAEMON_LOGIN
 
@@ -168,12 +168,13 @@ class _Stage:
         settings_file.write_text("PGHERALD_POLL_INTERVAL=0.2\n")
         settings = {
             "NOTIFY_SOCKET": str(self.directory / "notify"),
-            "PGHERALD_SEND_DEADLINE": "0.5",
+            "PGHERALD_SEND_DEADLINE": "1.5",
             "PGHERALD_SCHEDULER": "internal",
         }
         arguments = ("--settings-file", str(settings_file))
         scenario = self.organisation.scenario(name=canaries.NAME)
         with running_daemon(self.dsn, self.emulator, self.directory / "one", settings, arguments=arguments) as daemon:
+            daemon.wait_for_metric("pgherald_oauth_expiry_timestamp_seconds", lambda at: at > 0)
             self.succeed_and_fail(daemon)
             self.be_refused(daemon, "QUOTA_EXCEEDED")
             self.lose_oauth(daemon)
@@ -234,6 +235,8 @@ class _Stage:
         self.emulator.set_faults()
 
     def lose_oauth(self, daemon: Daemon) -> None:
+        # Nobody's next try is to fall into it.
+        self.db.execute("update herald.prompt set not_before = now() + interval '1 day' where status = 'ready'")
         self.emulator.set_faults(
             {"do": "status", "status": 400, "on": "token", "body": json.dumps({"error": "x", "text": ECHO})}
         )
@@ -309,7 +312,7 @@ class _Stage:
                 wait_for(lambda log=log_path, it=process: _is_over(log.read_bytes(), it), otherwise=log_path.read_text)  # type: ignore[misc]
             finally:
                 process.kill()
-                process.wait(10)
+                process.wait(PATIENCE)
             self.written.daemon[f"log of a bug {name}"] = log_path.read_bytes()
 
     def ask_every_command(self) -> None:
@@ -376,7 +379,7 @@ class _Stage:
             [sys.executable, "-m", "pgherald.cli", "run"],
             env={"PATH": os.environ["PATH"], "PGHERALD_METRICS_LISTEN": "127.0.0.1:0", **settings},
             capture_output=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
         assert ran.returncode == 78, ran.stderr
