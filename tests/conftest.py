@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     import psycopg
 
 # A shared machine is slow now and then: what a test may take is for pytest-timeout to say.
-hypothesis.settings.register_profile("pgherald", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "pgherald", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
 hypothesis.settings.load_profile("pgherald")
 
 

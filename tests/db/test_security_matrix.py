@@ -513,7 +513,7 @@ def test_what_exists_elsewhere_is_answered_as_what_does_not_exist(
     assert compared >= 14
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(changes=st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=6, unique=True))
 def test_no_change_in_chapter_b_changes_any_answer_to_chapter_a(
     quiet_world: tuple[psycopg.Connection, list[str]], changes: list[str]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MESSAGING = "https://www.googleapis.com/auth/firebase.messaging"
 SEND_PATH = "/v1/projects/demo/messages:send"
+PATIENCE = 60.0
+"""Seconds for what is going to come; a test that waits for nothing says how long."""
 
 
 def access_token(credentials: Path, *scopes: str) -> str:
@@ -75,7 +77,7 @@ class RawHttp1:
     def __init__(self, endpoint: str, token: str = "") -> None:
         url = urlsplit(endpoint)
         self.token = token
-        self.sock = socket.create_connection((url.hostname, url.port), timeout=5)
+        self.sock = socket.create_connection((url.hostname, url.port), timeout=PATIENCE)
 
     def __enter__(self) -> RawHttp1:
         return self
@@ -91,7 +93,7 @@ class RawHttp1:
         *,
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
-        patience: float = 5.0,
+        patience: float = PATIENCE,
     ) -> Seen:
         body = json.dumps(content).encode() if body is None else body
         all_headers = {"host": "emulator", "content-length": str(len(body))} | (headers or {})
@@ -101,10 +103,10 @@ class RawHttp1:
         self.sock.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
         return self.read(patience)
 
-    def send(self, content: object, patience: float = 5.0) -> Seen:
+    def send(self, content: object, patience: float = PATIENCE) -> Seen:
         return self.request(content=content, patience=patience)
 
-    def read(self, patience: float = 5.0) -> Seen:
+    def read(self, patience: float = PATIENCE) -> Seen:
         seen = Seen()
         self.sock.settimeout(patience)
         while not self._is_whole(seen):
@@ -148,7 +150,7 @@ class RawHttp2:
     def __init__(self, endpoint: str, token: str = "", certificate: Path | None = None) -> None:
         url = urlsplit(endpoint)
         self.token = token
-        sock: socket.socket = socket.create_connection((url.hostname, url.port), timeout=5)
+        sock: socket.socket = socket.create_connection((url.hostname, url.port), timeout=PATIENCE)
         if url.scheme == "https":
             context = ssl.create_default_context(cafile=certificate)
             context.set_alpn_protocols(["h2"])
@@ -187,12 +189,12 @@ class RawHttp2:
             self.flush()
         return stream_id
 
-    def send(self, content: object, patience: float = 5.0) -> Stream:
+    def send(self, content: object, patience: float = PATIENCE) -> Stream:
         stream_id = self.begin(content)
         self.pump(stream_id, patience=patience)
         return self.streams[stream_id]
 
-    def pump(self, *stream_ids: int, patience: float = 5.0) -> None:
+    def pump(self, *stream_ids: int, patience: float = PATIENCE) -> None:
         """Reads until these streams (none = the connection) have ended, or nothing comes for so long."""
         self.sock.settimeout(patience)
         while not self.end and not (stream_ids and all(self.streams[s].ended for s in stream_ids)):

@@ -17,7 +17,7 @@ async def post(
     port: int,
     *,
     scheme: str = "http",
-    within: float = 5.0,
+    within: float = 60.0,
     mark: bytes = MARK,
     identity: str | None = None,
 ) -> Response:

@@ -46,7 +46,7 @@ OK = http_answer()
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what sets no event: bytes that arrive, a thread that ends."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - see above
             await anyio.sleep(0.005)
 

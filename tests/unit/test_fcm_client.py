@@ -19,6 +19,7 @@ from pgherald.http1 import Http1Transport
 from pgherald.model import Code
 from pgherald.oauth import NoOAuthToken, OAuth, load_credentials
 from pgherald.outcome import Accepted, Answer, Effect, Rejected, TokenInvalid, Unsure
+from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -91,7 +92,7 @@ def client(road: Road, tokens: Tokens | None = None, endpoint: str = "https://fc
     return FcmClient(road, tokens or Tokens(), endpoint, "my-project")  # type: ignore[arg-type]
 
 
-async def send(road: Road, tokens: Tokens | None = None, within: float = 5.0) -> Answer:
+async def send(road: Road, tokens: Tokens | None = None, within: float = 60.0) -> Answer:
     return await client(road, tokens).send(MESSAGE, time.monotonic() + within)
 
 
@@ -168,9 +169,9 @@ async def test_the_second_try_is_judged_by_what_came_of_it() -> None:
 @pytest.mark.parametrize("tokens", [Tokens(broken=True, current=""), Tokens(slow=True)], ids=["none", "hanging"])
 async def test_without_an_access_token_nothing_is_sent(tokens: Tokens) -> None:
     road = Road([])
-    begun = time.monotonic()
-    assert await send(road, tokens, within=0.2) == Rejected(Code.NO_OAUTH_TOKEN, True)
-    assert time.monotonic() - begun < 1.0
+    with Stopwatch() as took:
+        assert await send(road, tokens, within=0.2) == Rejected(Code.NO_OAUTH_TOKEN, True)
+    assert took.seconds < 1.0
     assert road.posted == []
 
 
@@ -189,7 +190,7 @@ async def sent_to(emulator: Emulator, endpoint: str, transport: Http1Transport) 
         whole = FcmClient(transport, oauth, endpoint, project)
 
         async def one() -> None:
-            answers.append(await whole.send(MESSAGE, time.monotonic() + 5))
+            answers.append(await whole.send(MESSAGE, time.monotonic() + 60))
 
         for _ in range(2):
             async with anyio.create_task_group() as tasks:

@@ -16,6 +16,7 @@ from pgherald.http1 import ADDRESS_PATIENCE, HEAD_MAX, AnswerReader, Http1Transp
 from pgherald.model import Code
 from tests.support.posting import SECRET, post
 from tests.support.raw_server import OK, OK_BODY, Peer, raw_server
+from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,9 +243,10 @@ async def test_an_address_that_does_not_answer_costs_once(monkeypatch: pytest.Mo
             monkeypatch.setattr(socket, "getaddrinfo", both)
             url, took = f"http://localhost:{server.port}/", []
             for _ in range(3):
-                begun = time.monotonic()
-                assert (await road.post(url, {"connection": "close"}, b"{}", begun + 5)).status == 200
-                took.append(time.monotonic() - begun)
+                with Stopwatch() as watch:
+                    answer = await road.post(url, {"connection": "close"}, b"{}", time.monotonic() + 60)
+                assert answer.status == 200
+                took.append(watch.seconds)
                 server.peers[-1].close()
                 await server.peers[-1].closed.wait()
             assert took[0] < ADDRESS_PATIENCE + 0.4
@@ -258,7 +260,7 @@ async def test_an_address_that_does_not_answer_costs_once(monkeypatch: pytest.Mo
 async def test_a_header_that_would_be_another_is_not_sent(value: str) -> None:
     async with raw_server(answer_all) as server, Http1Transport(1) as road:
         with pytest.raises(NotSent):
-            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": value}, b"{}", time.monotonic() + 5)
+            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": value}, b"{}", time.monotonic() + 60)
         assert server.peers == []
 
 
@@ -266,7 +268,7 @@ async def test_a_header_that_would_be_another_is_not_sent(value: str) -> None:
 async def test_a_new_access_token_is_sent_from_then_on() -> None:
     async with raw_server(answer_all) as server, Http1Transport(1) as road:
         for token in ("one", "two", "two", "one"):
-            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": token}, b"{}", time.monotonic() + 5)
+            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": token}, b"{}", time.monotonic() + 60)
         assert [line for line in bytes(server.peers[0].arrived).split(b"\r\n") if line.startswith(b"auth")] == [
             b"authorization: one",
             b"authorization: two",

@@ -74,7 +74,7 @@ def make() -> tuple[Recorder, FakeLedger, FakeJournal]:
 
 
 async def record_all(recorder: Recorder, outcomes: Sequence[Outcome]) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             for outcome in outcomes:
                 tasks.start_soon(recorder.record, outcome)

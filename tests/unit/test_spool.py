@@ -312,7 +312,7 @@ async def test_appends_that_come_while_the_disk_is_busy_share_one_sync(
     def slow(fd: int) -> None:
         syncs[0] += 1
         busy.set()
-        assert free.wait(10)
+        assert free.wait(60)
         fdatasync(fd)
 
     monkeypatch.setattr(os, "fdatasync", slow)
@@ -350,7 +350,7 @@ async def test_an_append_that_has_begun_is_written_even_if_its_caller_is_cancell
 
     def slow(fd: int) -> None:
         busy.set()
-        assert free.wait(10)
+        assert free.wait(60)
         fdatasync(fd)
 
     monkeypatch.setattr(os, "fdatasync", slow)
@@ -371,7 +371,7 @@ async def test_an_append_that_has_begun_is_written_even_if_its_caller_is_cancell
 async def test_the_event_loop_turns_while_the_disk_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = open_spool(tmp_path)
     ready = threading.Event()
-    monkeypatch.setattr(os, "fdatasync", lambda _fd: ready.wait(10))
+    monkeypatch.setattr(os, "fdatasync", lambda _fd: ready.wait(60))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(spool.append, [entry(1)])
         for _ in range(20):
@@ -428,7 +428,7 @@ async def test_a_flipped_bit_anywhere_costs_one_entry_and_is_reported(tmp_path: 
 )
 @example(cuts=[(0, 900, b"\xffHS\x01" * 10)], copies=1)
 @example(cuts=[(5, 5, b"\xffHS\x01\xff\xff\xff\xff")], copies=1)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200)
 async def test_whatever_happens_to_the_bytes_no_entry_is_made_up_and_no_loss_is_unsaid(
     tmp_path_factory: pytest.TempPathFactory, reader: Reader, cuts: list[tuple[int, int, bytes]], copies: int
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgherald.systemd import Notifier, watchdog_interval
+from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
     name = f"{tmp_path}/notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(name if request.param == "path" else f"\0{name}")
-        listening.settimeout(5)
+        listening.settimeout(60)
         told = name if request.param == "path" else f"@{name}"
         yield listening, Notifier.from_environ({"NOTIFY_SOCKET": told})
 
@@ -80,12 +81,13 @@ def test_a_systemd_that_stopped_reading_does_not_hold_up_the_daemon(tmp_path: Pa
                 break
         else:
             pytest.fail("the queue of the socket never filled up")
-        begun = time.monotonic()
-        assert not notifier.watchdog()
-        assert not notifier.status("x")
-        assert time.monotonic() - begun < 0.5
-        assert not notifier.stopping()
-        assert time.monotonic() - begun < 5
+        with Stopwatch() as took:
+            assert not notifier.watchdog()
+            assert not notifier.status("x")
+        assert took.seconds < 0.5
+        with Stopwatch() as took:
+            assert not notifier.stopping()
+        assert took.seconds < 5
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,6 +33,7 @@ from tests.support.raw_server import (
     server_tls,
     until,
 )
+from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,10 +124,10 @@ async def test_a_connection_that_is_never_accepted_is_not_sent_and_ends_at_the_d
                 filler.setblocking(False)
                 filler.connect_ex(full.getsockname())
             async with transport() as road:
-                begun = time.monotonic()
-                with pytest.raises(NotSent):
+                with Stopwatch() as took, pytest.raises(NotSent):
                     await post(road, full.getsockname()[1], within=0.3)
-                assert 0.25 < time.monotonic() - begun < 1.0
+                assert took.wall > 0.25
+                assert took.seconds < 1.0
         finally:
             for filler in fillers:
                 filler.close()
@@ -137,17 +139,13 @@ async def test_no_free_connection_by_the_deadline_is_not_sent(transport: MakeRoa
         await peer.read()
 
     async with raw_server(silence) as server, transport(1) as road, anyio.create_task_group() as tasks:
-        tasks.start_soon(expect_unsure, road, server, b"FIRST", 0.6)
+        tasks.start_soon(partial(post, road, server.port, mark=b"FIRST"))
         await until(lambda: server.seen(b"FIRST") == 1)
         with pytest.raises(NotSent):
             await post(road, server.port, mark=b"SECOND", within=0.2)
         assert server.seen(b"SECOND") == 0
-    assert len(server.peers) == 1
-
-
-async def expect_unsure(road: Transport, server: RawServer, mark: bytes, within: float) -> None:
-    with pytest.raises(Unsure):
-        await post(road, server.port, mark=mark, within=within)
+        assert len(server.peers) == 1
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_deadline_in_the_past_is_not_sent(transport: MakeRoad) -> None:
@@ -171,16 +169,20 @@ async def test_a_connection_closed_while_idle_is_not_used_again(transport: MakeR
 
 
 async def test_a_connection_reset_while_idle_is_not_used_again(transport: MakeRoad) -> None:
+    answered = asyncio.Semaphore(0)
+
     async def once(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK)
-        await asyncio.sleep(0.02)
+        await answered.acquire()
         peer.reset()
 
     async with raw_server(once) as server, transport() as road:
         for n in range(5):
             assert (await post(road, server.port, mark=b"<%d>" % n)).status == 200
-            await asyncio.sleep(0.05)
+            answered.release()
+            await until(lambda: all(peer.closed.is_set() for peer in server.peers))
+            await asyncio.sleep(0)  # the socket itself is closed a moment later
         assert [server.seen(b"<%d>" % n) for n in range(5)] == [1] * 5
 
 
@@ -292,10 +294,10 @@ async def test_no_answer_by_the_deadline_is_unsure(transport: MakeRoad) -> None:
         await peer.read()
 
     async with raw_server(silence) as server, transport() as road:
-        begun = time.monotonic()
-        with pytest.raises(Unsure) as caught:
-            await post(road, server.port, within=0.3)
-        assert 0.25 < time.monotonic() - begun < 1.0
+        with Stopwatch() as took, pytest.raises(Unsure) as caught:
+            await post(road, server.port, within=1.0)
+        assert took.wall > 0.95
+        assert took.seconds < 1.7
         assert caught.value.code is Code.TIMEOUT
         assert server.seen(MARK) == 1
 
@@ -308,10 +310,10 @@ async def test_an_answer_that_comes_byte_by_byte_ends_at_the_deadline(transport:
             await asyncio.sleep(0.1)
 
     async with raw_server(drip) as server, transport() as road:
-        begun = time.monotonic()
-        with pytest.raises(Unsure) as caught:
-            await post(road, server.port, within=0.5)
-        assert 0.45 < time.monotonic() - begun < 1.2
+        with Stopwatch() as took, pytest.raises(Unsure) as caught:
+            await post(road, server.port, within=1.0)
+        assert took.wall > 0.95
+        assert took.seconds < 1.7
         assert caught.value.code is Code.TIMEOUT
 
 
@@ -413,10 +415,9 @@ async def test_a_handshake_that_never_ends_is_not_sent_and_ends_at_the_deadline(
             pass
 
     async with raw_server(silence) as server, transport(ssl_context=client_tls(pem)) as road:
-        begun = time.monotonic()
-        with pytest.raises(NotSent):
+        with Stopwatch() as took, pytest.raises(NotSent):
             await post(road, server.port, scheme="https", within=0.3)
-        assert time.monotonic() - begun < 1.0
+        assert took.seconds < 1.0
         assert server.seen(MARK) == server.seen(SECRET.encode()) == 0
 
 
@@ -467,7 +468,7 @@ async def test_in_a_storm_of_everything_no_word_is_false_and_no_connection_is_lo
         calm = True
         async with anyio.create_task_group() as tasks:
             for n in range(200, 230):
-                tasks.start_soon(one, road, server, b"<%d>" % n, 5.0)
+                tasks.start_soon(one, road, server, b"<%d>" % n, 60.0)
     assert {said[b"<%d>" % n] for n in range(200, 230)} <= {"answered", Code.CONNECTION_LOST}
     assert max(server.seen(mark) for mark in said) == 1
     assert not {mark for mark, word in said.items() if word == "not sent" and server.seen(mark)}
