@@ -326,12 +326,38 @@ comment on function herald.check_scenario is
   'Trigger: refuses a scenario that makes no sense; a new or re-enabled one starts from now, a changed rule from the last run.';
 revoke all on function herald.check_scenario from public;
 
+-- Prompts are the memory of who was told of what, so their scenario stays as long as they do. The foreign key would refuse
+-- as well, in words about tables that a coordinator has never heard of.
+create or replace function herald.check_scenario_unused()
+returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if exists (select from herald.prompt as p where p.scenario_id = old.scenario_id) then
+    raise exception 'scenario "%" has prompts, and cannot be deleted', old.name
+      using errcode = 'foreign_key_violation',
+        hint = 'set mode = ''off'' instead: nothing of it is sent from then on. It can be deleted when its prompts have gone, '
+          'some time after the last one (herald.setting.prompt_retention)';
+  end if;
+  return old;
+end
+$$;
+comment on function herald.check_scenario_unused is 'Trigger: refuses to delete a scenario that has prompts, with what to do instead.';
+revoke all on function herald.check_scenario_unused from public;
+
 -- Not `or replace`, which locks the table against every run.
 do $$
+declare
+  v_there constant name[] := array(select t.tgname from pg_trigger as t where t.tgrelid = 'herald.scenario'::regclass);
 begin
-  if not exists (select from pg_trigger as t where t.tgrelid = 'herald.scenario'::regclass and t.tgname = 'check_scenario') then
+  if 'check_scenario' <> all (v_there) then
     create trigger check_scenario before insert or update on herald.scenario
     for each row execute function herald.check_scenario();
+  end if;
+  if 'check_scenario_unused' <> all (v_there) then
+    create trigger check_scenario_unused before delete on herald.scenario
+    for each row execute function herald.check_scenario_unused();
   end if;
 end
 $$;

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.support import two_chapters as world
-from tests.support.two_chapters import COORDINATOR_A, NOTIFICATION_A1, NOW, ORGANISATION, SCENARIO_A, acting_as, answer
+from tests.support.two_chapters import (
+    COORDINATOR_A,
+    NOTIFICATION_A1,
+    NOW,
+    ORGANISATION,
+    SCENARIO_A,
+    acting_as,
+    answer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +79,7 @@ TRIGGERS: Final = {
         "update herald.scenario set evaluated_through = '2025-12-01'",
         "select scenario_id, evaluated_from from herald.scenario",
     ),
+    "herald.check_scenario_unused()": ("delete from herald.scenario",),
     # never fails the app's write, so its silence would prove nothing
     "herald.touch()": (
         f"insert into app.activity (user_id, activity_type) values ('{world.A1}', 'x')",

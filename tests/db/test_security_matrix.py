@@ -254,6 +254,22 @@ def test_updates_and_deletes_reach_the_own_chapters_scenarios_only(db: psycopg.C
         assert answer(db, "update herald.scenario set name = 'mine'") == f"({int(own is not None)}, [])"
 
 
+def test_a_scenario_that_has_prompts_is_not_deleted_and_the_hint_says_what_to_do_instead(
+    db: psycopg.Connection,
+) -> None:
+    delete = f"delete from herald.scenario where scenario_id = '{SCENARIO_A}'"
+    with db.transaction(force_rollback=True), acting_as(db, "authenticated", COORDINATOR_A):
+        refused = answer(db, delete)
+        assert refused.startswith(
+            """('23503', 'scenario "quiet" has prompts, and cannot be deleted', None, "set mode = """
+        )
+        assert "herald.prompt'" not in refused, "no table that a coordinator cannot see"
+        db.execute(f"update herald.scenario set mode = 'off' where scenario_id = '{SCENARIO_A}'")
+    db.execute("delete from herald.prompt")
+    with acting_as(db, "authenticated", COORDINATOR_A):
+        assert answer(db, delete) == "(1, [])"
+
+
 def test_a_coordinator_may_set_every_column_of_configuration_and_no_other(db: psycopg.Connection) -> None:
     columns = db.execute(
         "select attname from pg_attribute "
@@ -348,6 +364,7 @@ QUESTIONS: Final[list[tuple[UUID, str, tuple[object, ...]]]] = [
             f"select * from herald.preview(%s::uuid, '{NOW}', '60 days')",
             f"select * from herald.backtest(%s, '{NOW}'::timestamptz - interval '60 days', '{NOW}')",
             "update herald.scenario set name = name where scenario_id = %s",
+            "delete from herald.scenario where scenario_id = %s",
             "select herald.enqueue(%s, null, null)",
         )
     ),

@@ -117,6 +117,11 @@ CREATE FUNCTION herald.check_scenario() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.check_scenario_unused() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.checked_candidates(p_scenario herald.scenario, p_window tstzrange, p_candidates herald.candidate[], p_most integer) RETURNS herald.candidate[]
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1138,6 +1143,8 @@ CREATE INDEX scenario_scope ON herald.scenario USING btree (organisation_id, cha
 
 CREATE TRIGGER check_scenario BEFORE INSERT OR UPDATE ON herald.scenario FOR EACH ROW EXECUTE FUNCTION herald.check_scenario();
 
+CREATE TRIGGER check_scenario_unused BEFORE DELETE ON herald.scenario FOR EACH ROW EXECUTE FUNCTION herald.check_scenario_unused();
+
 ALTER TABLE ONLY herald.evaluation_run
     ADD CONSTRAINT evaluation_run_scenario_id_fkey FOREIGN KEY (scenario_id) REFERENCES herald.scenario(scenario_id) ON DELETE CASCADE;
 
@@ -1302,6 +1309,8 @@ REVOKE ALL ON FUNCTION herald.check_notification_id(p_notification_id uuid) FROM
 REVOKE ALL ON FUNCTION herald.check_prompts(p_prompts uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.check_scenario() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.check_scenario_unused() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.checked_candidates(p_scenario herald.scenario, p_window tstzrange, p_candidates herald.candidate[], p_most integer) FROM PUBLIC;
 
