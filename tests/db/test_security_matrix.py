@@ -603,6 +603,47 @@ def test_an_evaluator_that_fails_on_another_chapters_rows_tells_nothing(
     assert previewed() == before
 
 
+def test_what_chapter_b_does_to_a_run_of_the_organisation_tells_a_no_more_than_that_it_waits(
+    quiet_world: tuple[psycopg.Connection, list[str]],
+) -> None:
+    """The one thing that crosses: a scenario of both is held, or cannot be evaluated. Not by whom, or by how many."""
+    db, _ = quiet_world
+    db.execute("update app.peer_mentor set status = 'left' where chapter_id = %s", (CHAPTER_B,))
+    db.execute("update herald.scenario set max_prompts_per_run = 2 where scenario_id = %s", (SCENARIO_ALL,))
+
+    def after_a_run(*changes: tuple[str, tuple[object, ...]]) -> list[str]:
+        with db.transaction(force_rollback=True):
+            for change, values in changes:
+                db.execute(change.encode(), values)
+            db.execute("delete from herald.touched_user")
+            db.execute("select * from herald.evaluate(%s, %s)", (NOW, SCENARIO_ALL))
+            return answers(db)
+
+    back = "update app.peer_mentor set status = 'active' where user_id = any (%s)"
+    many = (
+        "with made as (insert into app.peer_mentor (user_id, chapter_id, registered_at) "
+        "select gen_random_uuid(), %s, '2026-05-15' from generate_series(1, 50) returning user_id) "
+        "insert into herald.device_token (user_id, token, platform) select user_id, 'of-' || user_id, 'ios' from made"
+    )
+    broken = (
+        "create or replace view herald.source_activity as "
+        "select a.id::text as activity_id, a.user_id, a.activity_type, "
+        "case when a.user_id = any ('{%s}') then ('secret of ' || a.user_id)::timestamptz else a.occurred_at end "
+        "as occurred_at, a.flags from app.activity as a"
+    )
+    quiet = after_a_run()
+    held = after_a_run((back, ([B1],)))
+    assert held != quiet, "it is held, which shows"
+    assert after_a_run((back, ([B2],))) == held
+    assert after_a_run((back, ([B1, B2],))) == held
+    assert after_a_run((many, (CHAPTER_B,))) == held
+    failed = after_a_run((broken % B1, ()))
+    assert failed not in (quiet, held)
+    assert after_a_run((broken % B2, ())) == failed
+    assert after_a_run((broken % f"{B1},{B2}", ())) == failed
+    assert "secret" not in repr(failed)
+
+
 def test_policies_ask_once_a_statement_and_find_rows_by_index(db: psycopg.Connection) -> None:
     db.execute("set local enable_seqscan = off")
     with acting_as(db, "authenticated", COORDINATOR_A):
