@@ -141,6 +141,7 @@ async def test_no_prompts_are_zeros_and_no_call(bench: Bench) -> None:
     }
 
 
+@pytest.mark.usefixtures("process_log")
 async def test_sent_but_unrecorded_is_told_and_never_sent_again(
     bench: Bench, organisation: Organisation, capfd: pytest.CaptureFixture[str]
 ) -> None:
