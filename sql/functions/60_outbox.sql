@@ -2,17 +2,18 @@
 -- while the outbox is still empty, and live while it fills: so generic ones from the start, and no sequential scans.
 -- Lock order, everywhere: prompts (by prompt_id where several are locked at once), then notifications, history, device tokens.
 
--- Claims the given prompts, those that are ready and due: checks again what may have changed while they waited, and
--- turns those that pass to 'sending' until p_now + p_lease. One row for each prompt touched, with its decision: send
--- (then everything needed to send it, its devices latest first), deferred (quiet hours), skipped (gate) or expired.
--- Never waits for a lock.
-create or replace function herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamptz default now())
+-- Claims rows of herald.prompt that its caller has locked as ready and due in this transaction, which therefore stay where
+-- they are: that saves two look-ups a row. Checks again what may have changed while they waited, and turns those that pass
+-- to 'sending' until p_now + p_lease. One row for each prompt, with its decision: send (then everything needed to send it,
+-- its devices latest first), deferred (quiet hours), skipped (gate) or expired. What depends on the scenario alone is worked
+-- out once for each that is among them.
+create or replace function herald.claim_rows(p_owner text, p_rows tid[], p_lease interval, p_now timestamptz)
 returns table (
   prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
   activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer,
-  due_at timestamptz, expires_at timestamptz, claimed_at timestamptz, all_devices boolean, devices jsonb
+  due_at timestamptz, expires_at timestamptz, claimed_at timestamptz, all_devices boolean, devices json
 )
-language plpgsql security definer
+language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
@@ -27,26 +28,42 @@ begin
   end if;
   return query
   with picked as materialized (
-    select p.prompt_id, p.user_id, p.scenario_id, p.scenario_type, p.due_at
+    select p.ctid as place, p.user_id, p.scenario_id, p.scenario_type, p.due_at
     from herald.prompt as p
-    where p.prompt_id = any (p_prompts) and p.status = 'ready' and p.not_before <= p_now
-    for no key update skip locked
-  ), weighed as materialized (
+    where p.ctid = any (p_rows)
+  ), rule as materialized (
     select
-      q.prompt_id,
-      greatest(q.due_at, s.started_at) + s.expires_after as expires_at,
+      s.scenario_id,
       s.presentation,
       s.title_key,
       s.body_key,
       s.devices = 'all' as all_devices,
-      herald.cooldown_window_start(p_now, s.cooldown) as window_start,
+      s.started_at,
+      s.expires_after,
+      s.paused_at,
+      s.quiet_from,
+      s.quiet_until,
+      case when s.mode in ('off', 'shadow') then s.mode end as silent,
+      s.cooldown,
+      herald.cooldown_window_start(p_now, s.cooldown) as window_start
+    from (select distinct q.scenario_id from picked as q) as k
+    join herald.scenario as s on s.scenario_id = k.scenario_id
+  ), weighed as materialized (
+    select
+      q.place,
+      greatest(q.due_at, s.started_at) + s.expires_after as expires_at,
+      s.presentation,
+      s.title_key,
+      s.body_key,
+      s.all_devices,
+      s.window_start,
       case
         when s.paused_at is not null then 'infinity'
         when s.quiet_from is not null then herald.quiet_end(p_now, s.quiet_from, s.quiet_until, r.time_zone)
       end as quiet_end,
       case
         when greatest(q.due_at, s.started_at) + s.expires_after <= p_now then 'expired'
-        when s.mode in ('off', 'shadow') then s.mode
+        when s.silent is not null then s.silent
         when r.user_id is null then 'unknown_recipient'
         when r.is_active is not true then 'inactive_recipient'
         when exists (
@@ -64,7 +81,7 @@ begin
         when g.daily_cap is not null and g.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
       end as stopped_by
     from picked as q
-    join herald.scenario as s on s.scenario_id = q.scenario_id
+    join rule as s on s.scenario_id = q.scenario_id
     left join herald.source_recipient as r on r.user_id = q.user_id
     cross join herald.setting as g
   ), decided as materialized (
@@ -92,7 +109,7 @@ begin
       epoch = p.epoch + (d.decision = 'send')::integer,
       settled_at = case when d.decision in ('skipped', 'expired') then p_now end
     from decided as d
-    where p.prompt_id = d.prompt_id
+    where p.ctid = d.place
     returning p.prompt_id, d.decision, d.gate, p.epoch, p.notification_id, p.scenario_id, p.scenario_type, p.user_id, p.activity_ref,
       d.presentation, d.title_key, d.body_key, p.priority, p.collapse_key, p.attempts, p.due_at, d.expires_at, d.all_devices
   ), told as (
@@ -107,7 +124,7 @@ begin
     -- within the years that every program can read: one odd row must not keep the others back
     greatest(c.due_at, timestamptz '0002-01-01 00:00:00+00'), least(c.expires_at, timestamptz '9998-01-01 00:00:00+00'), p_now, c.all_devices,
     case when c.decision = 'send' then coalesce((
-      select jsonb_agg(jsonb_build_object('device_id', t.id, 'platform', t.platform, 'kind', t.kind, 'token', t.token,
+      select json_agg(json_build_object('device_id', t.id, 'platform', t.platform, 'kind', t.kind, 'token', t.token,
         'last_seen_at', greatest(least(t.last_seen_at, timestamptz '9998-01-01 00:00:00+00'), timestamptz '0002-01-01 00:00:00+00')) order by t.last_seen_at desc, t.id)
       from herald.device_token as t
       where t.user_id = c.user_id and t.revoked_at is null
@@ -115,17 +132,16 @@ begin
   from claimed as c;
 end
 $$;
-comment on function herald.claim_prompts is
-  'Claims the given prompts for p_owner until p_now + p_lease, gates that may have changed checked again; one row per prompt with its decision.';
-revoke all on function herald.claim_prompts from public;
-grant execute on function herald.claim_prompts to herald_daemon;
+comment on function herald.claim_rows is
+  'Claims locked rows of herald.prompt for p_owner until p_now + p_lease, gates that may have changed checked again; one row per prompt with its decision.';
+revoke all on function herald.claim_rows from public;
 
--- Claims up to p_limit ready prompts, highest priority first, then the longest waiting; nothing while all is paused.
-create or replace function herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamptz default now())
+-- Claims the given prompts, those that are ready and due; see herald.claim_rows. Never waits for a lock.
+create or replace function herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamptz default now())
 returns table (
   prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
   activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer,
-  due_at timestamptz, expires_at timestamptz, claimed_at timestamptz, all_devices boolean, devices jsonb
+  due_at timestamptz, expires_at timestamptz, claimed_at timestamptz, all_devices boolean, devices json
 )
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -135,7 +151,42 @@ set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
-  v_prompts uuid[];
+  v_rows tid[];
+begin
+  select array_agg(k.place) into v_rows
+  from (
+    select p.ctid as place
+    from herald.prompt as p
+    where p.prompt_id = any (p_prompts) and p.status = 'ready' and p.not_before <= p_now
+    for no key update skip locked
+  ) as k;
+  if v_rows is not null then
+    return query select c.* from herald.claim_rows(p_owner, v_rows, p_lease, p_now) as c;
+  end if;
+end
+$$;
+comment on function herald.claim_prompts is
+  'Claims the given prompts for p_owner until p_now + p_lease; one row per prompt with its decision, see herald.claim_rows.';
+revoke all on function herald.claim_prompts from public;
+grant execute on function herald.claim_prompts to herald_daemon;
+
+-- Claims up to p_limit ready prompts, highest priority first, then the longest waiting; nothing while all is paused. Never
+-- waits for a lock.
+create or replace function herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamptz default now())
+returns table (
+  prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
+  activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer,
+  due_at timestamptz, expires_at timestamptz, claimed_at timestamptz, all_devices boolean, devices json
+)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+  v_rows tid[];
 begin
   with recursive level as (
     -- the priorities that wait, highest first: one index probe each
@@ -149,10 +200,10 @@ begin
     from level as l
     where l.priority is not null
   ), picked as materialized (
-    select q.prompt_id
+    select q.place
     from level as l
     cross join lateral (
-      select p.prompt_id
+      select p.ctid as place
       from herald.prompt as p
       where p.status = 'ready' and p.priority = l.priority and p.not_before <= p_now
       order by p.not_before
@@ -161,16 +212,16 @@ begin
     ) as q
     limit p_limit
   )
-  select array_agg(k.prompt_id) into v_prompts
+  select array_agg(k.place) into v_rows
   from picked as k
   where not exists (select from herald.setting as g where g.paused_at is not null);
-  if v_prompts is not null then
-    return query select c.* from herald.claim_prompts(p_owner, v_prompts, p_lease, p_now) as c;
+  if v_rows is not null then
+    return query select c.* from herald.claim_rows(p_owner, v_rows, p_lease, p_now) as c;
   end if;
 end
 $$;
 comment on function herald.claim is
-  'Claims up to p_limit ready prompts for p_owner until p_now + p_lease; one row per prompt with its decision, see herald.claim_prompts.';
+  'Claims up to p_limit ready prompts for p_owner until p_now + p_lease; one row per prompt with its decision, see herald.claim_rows.';
 revoke all on function herald.claim from public;
 grant execute on function herald.claim to herald_daemon;
 
@@ -193,32 +244,37 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
 #variable_conflict use_column
+declare
+  v_rows tid[];
 begin
   -- Whoever calls forgets what it knows once this is committed.
   if current_setting('synchronous_commit') = 'off' then
     perform set_config('synchronous_commit', 'on', true);
   end if;
+  -- Locked first and read afterwards: what is read then is the last word, and stays where it is until the update.
+  select array_agg(k.place) into v_rows
+  from (
+    select p.ctid as place
+    from herald.prompt as p
+    where p.prompt_id = any (p_prompt)
+    order by p.prompt_id
+    for no key update
+  ) as k;
   return query
   with outcome as materialized (
     select o.*
     from unnest(p_prompt, p_epoch, p_outcome, p_error, p_at, p_retry_at, p_device, p_message_name)
       as o (prompt_id, epoch, outcome, error, at, retry_at, device_id, message_name)
   ), locked as materialized (
-    select p.prompt_id, p.epoch, p.status, p.scenario_id, p.scenario_type, p.user_id, p.attempts, p.due_at, p.notification_id,
-      p.owner, p.deadline
+    select p.ctid as place, p.prompt_id, p.epoch, p.status, p.scenario_id, p.scenario_type, p.user_id, p.attempts, p.due_at,
+      p.notification_id
     from herald.prompt as p
-    where p.prompt_id = any (p_prompt)
-    order by p.prompt_id
-    for no key update
+    where p.ctid = any (v_rows)
   ), judged as materialized (
     select
       o.*,
-      l.status as was,
-      l.scenario_id,
-      l.user_id,
+      l.place,
       l.attempts,
-      l.owner,
-      l.deadline,
       case
         when o.epoch = l.epoch and l.status = 'sending' then
           case
@@ -251,12 +307,11 @@ begin
       error_code = case when j.becomes in ('skipped', 'sent') or j.outcome = 'release' then null else j.error end,
       not_before = case when j.becomes = 'ready' then coalesce(j.retry_at, p_now + interval '10 seconds') else p.not_before end,
       attempts = p.attempts - (j.outcome = 'release')::integer,
-      -- as locked: Postgres checks the constraints of a row it has yet to find changed by somebody else
-      owner = case j.becomes when 'sending' then j.owner end,
-      deadline = case j.becomes when 'sending' then j.deadline end,
+      owner = case j.becomes when 'sending' then p.owner end,
+      deadline = case j.becomes when 'sending' then p.deadline end,
       settled_at = case when j.becomes not in ('ready', 'sending') then p_now end
     from judged as j
-    where p.prompt_id = j.prompt_id and j.becomes is not null
+    where p.ctid = j.place and j.becomes is not null
     returning p.prompt_id, p.status, j.outcome, j.error, j.at, j.device_id, j.message_name, p.scenario_id, p.scenario_type, p.user_id,
       p.activity_ref, p.idempotency_key, p.cooldown_window_start, p.notification_id, j.attempts
   ), noted as (

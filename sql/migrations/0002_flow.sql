@@ -16,15 +16,18 @@ comment on table herald.touched_user is
   'People whose rows an app transaction changed, handed over in that same transaction; taken by herald.evaluate_touched().';
 
 -- fillfactor 80: a prompt is updated twice in its life (claimed, settled).
+-- Both its ids begin with their time (version 7, in milliseconds): what is made, claimed and settled together lies together
+-- in their indexes. They need not be hard to guess; collapse_key is.
 create table herald.prompt (
-  prompt_id uuid primary key default gen_random_uuid(),
+  prompt_id uuid primary key
+    default ((lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0') || '7' || substr(gen_random_uuid()::text, 16))::uuid),
   scenario_id uuid not null references herald.scenario,
   scenario_type text not null,
   user_id uuid not null,
   activity_ref text not null,
   due_at timestamptz not null default now(),
   evaluation_date date not null default (now() at time zone 'UTC')::date,
-  idempotency_key text not null constraint prompt_idempotency_key_form check (idempotency_key ~ '^[0-9a-f]{64}$'),
+  idempotency_key text not null constraint prompt_idempotency_key_form check (octet_length(idempotency_key) = 64 and idempotency_key !~ '[^0-9a-f]'),
   cooldown_window_start timestamptz,
   status text not null default 'ready'
     constraint prompt_status check (status in ('ready', 'sending', 'sent', 'failed', 'unknown', 'skipped', 'expired')),
@@ -38,7 +41,8 @@ create table herald.prompt (
   gate text,
   error_code text,
   origin text not null default 'evaluation' constraint prompt_origin check (origin in ('evaluation', 'enqueue')),
-  notification_id uuid not null default gen_random_uuid(),
+  notification_id uuid not null
+    default ((lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0') || '7' || substr(gen_random_uuid()::text, 16))::uuid),
   collapse_key text not null default replace(gen_random_uuid()::text, '-', ''),
   created_at timestamptz not null default now(),
   settled_at timestamptz,

@@ -92,9 +92,9 @@ def script(db: psycopg.Connection, text: str) -> None:
 
 
 @contextmanager
-def running_server() -> Iterator[Cluster]:
-    """A PostgreSQL 18 with the schema, the reference app and a login for the daemon in database `bench`."""
-    with Cluster(settings=SERVER) as cluster:
+def running_server(binaries: Path | None = None) -> Iterator[Cluster]:
+    """A PostgreSQL, 18 unless told, with the schema, the reference app and a login for the daemon in `bench`."""
+    with Cluster(settings=SERVER, binaries=binaries) as cluster:
         with psycopg.connect(cluster.dsn(), autocommit=True) as admin:
             admin.execute(f"create database {DATABASE}")
         schema.migrate(cluster.dsn(DATABASE), with_reference=True)

@@ -68,7 +68,7 @@ def call(*command: str, home: Path, **settings: str | Path) -> subprocess.Comple
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=60,
         check=False,
     )
 

@@ -132,7 +132,7 @@ CREATE FUNCTION herald.checked_scenario(p_scenario herald.scenario) RETURNS hera
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
-CREATE FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid, activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer, due_at timestamp with time zone, expires_at timestamp with time zone, claimed_at timestamp with time zone, all_devices boolean, devices jsonb)
+CREATE FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid, activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer, due_at timestamp with time zone, expires_at timestamp with time zone, claimed_at timestamp with time zone, all_devices boolean, devices json)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET jit TO 'off'
@@ -140,8 +140,16 @@ CREATE FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_
     SET enable_seqscan TO 'off'
     AS $$...$$;
 
-CREATE FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid, activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer, due_at timestamp with time zone, expires_at timestamp with time zone, claimed_at timestamp with time zone, all_devices boolean, devices jsonb)
+CREATE FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid, activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer, due_at timestamp with time zone, expires_at timestamp with time zone, claimed_at timestamp with time zone, all_devices boolean, devices json)
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.claim_rows(p_owner text, p_rows tid[], p_lease interval, p_now timestamp with time zone) RETURNS TABLE(prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid, activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer, due_at timestamp with time zone, expires_at timestamp with time zone, claimed_at timestamp with time zone, all_devices boolean, devices json)
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
@@ -839,7 +847,7 @@ CREATE TABLE herald.opt_out (
 ALTER TABLE ONLY herald.opt_out FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE herald.prompt (
-    prompt_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    prompt_id uuid DEFAULT (((lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (1000)::numeric))::bigint), 12, '0'::text) || '7'::text) || substr((gen_random_uuid())::text, 16)))::uuid NOT NULL,
     scenario_id uuid NOT NULL,
     scenario_type text NOT NULL,
     user_id uuid NOT NULL,
@@ -859,13 +867,13 @@ CREATE TABLE herald.prompt (
     gate text,
     error_code text,
     origin text DEFAULT 'evaluation'::text NOT NULL,
-    notification_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    notification_id uuid DEFAULT (((lpad(to_hex(((EXTRACT(epoch FROM clock_timestamp()) * (1000)::numeric))::bigint), 12, '0'::text) || '7'::text) || substr((gen_random_uuid())::text, 16)))::uuid NOT NULL,
     collapse_key text DEFAULT replace((gen_random_uuid())::text, '-'::text, ''::text) NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     settled_at timestamp with time zone,
     CONSTRAINT prompt_activity_ref CHECK (((length(activity_ref) >= 1) AND (length(activity_ref) <= 400))),
     CONSTRAINT prompt_collapse_key CHECK (((octet_length(collapse_key) >= 1) AND (octet_length(collapse_key) <= 64))),
-    CONSTRAINT prompt_idempotency_key_form CHECK ((idempotency_key ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT prompt_idempotency_key_form CHECK (((octet_length(idempotency_key) = 64) AND (idempotency_key !~ '[^0-9a-f]'::text))),
     CONSTRAINT prompt_origin CHECK ((origin = ANY (ARRAY['evaluation'::text, 'enqueue'::text]))),
     CONSTRAINT prompt_sending CHECK (((status <> 'sending'::text) OR ((owner IS NOT NULL) AND (deadline IS NOT NULL) AND (claimed_at IS NOT NULL)))),
     CONSTRAINT prompt_skipped CHECK (((status <> 'skipped'::text) OR (gate IS NOT NULL))),
@@ -1321,6 +1329,8 @@ GRANT ALL ON FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interv
 
 REVOKE ALL ON FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.claim_rows(p_owner text, p_rows tid[], p_lease interval, p_now timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.listed(p_items text[], p_joiner text) FROM PUBLIC;
 

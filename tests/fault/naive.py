@@ -219,8 +219,8 @@ def blocks_its_loop() -> None:
 def forgets_what_it_asked_for() -> None:
     """A claim whose answer does not come before the end is left to itself."""
 
-    async def claim(self: worker.Worker, count: int, touched: int) -> store.Claimed:
-        return await self._store.claim(self._config.owner, count, self._config.lease, touched=touched)
+    async def claim(self: worker.Worker, count: int) -> store.Claimed:
+        return await self._store.claim(self._config.owner, count, self._config.lease)
 
     worker.Worker._claim = claim  # type: ignore[method-assign]  # noqa: SLF001
 
@@ -323,7 +323,7 @@ do $spoil$
 declare
   v_function regprocedure;
 begin
-  for v_function in select p.oid from pg_proc as p where p.proname in ('claim_prompts', 'settle') loop
+  for v_function in select p.oid from pg_proc as p where p.proname in ('claim_rows', 'settle') loop
     execute replace(pg_get_functiondef(v_function), $$'synchronous_commit', 'on'$$, $$'synchronous_commit', 'off'$$);
   end loop;
 end
