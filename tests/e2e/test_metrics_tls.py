@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgherald.emulator.client import emulator_process
 from tests.support.certificates import Authority, Identity
 from tests.support.daemon import PATIENCE, running_daemon, wait_for
 from tests.support.prometheus import running_prometheus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from pgherald.emulator.client import EmulatorProcess
@@ -28,12 +26,6 @@ if TYPE_CHECKING:
     from tests.support.postgres import Database
 
 pytestmark = pytest.mark.parametrize("server", ["pg18"], indirect=True)
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with emulator_process() as emulator:
-        yield emulator
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +78,14 @@ def test_prometheus_scrapes_with_its_certificate_and_not_without(
             def up() -> dict[str, str]:
                 return {each["metric"]["job"]: each["value"][1] for each in prometheus.query("up")}
 
-            wait_for(lambda: len(up()) == 4)
-            assert up() == {"pgherald": "1", "none": "0", "stranger": "0", "plain": "0"}
-            assert prometheus.query("pgherald_build_info")
+            wait_for(lambda: up() == {"pgherald": "1", "none": "0", "stranger": "0", "plain": "0"})
+            wait_for(lambda: prometheus.query("pgherald_build_info"))
             targets = prometheus.get("targets")["activeTargets"]
             errors = {each["labels"]["job"]: each["lastError"] for each in targets}
             assert "certificate required" in errors["none"], errors
             assert "unknown certificate authority" in errors["stranger"], errors
             assert "400 Bad Request" in errors["plain"], errors
-        assert daemon.events("metrics_client_refused")[0]["level"] == "warning"
+        assert daemon.wait_for_event("metrics_client_refused")["level"] == "warning"
 
 
 @pytest.mark.parametrize("how", ["plain", "tls", "client certificates"])

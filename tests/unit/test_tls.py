@@ -24,6 +24,7 @@ from pgherald.metrics import Metrics
 from pgherald.tls import Guard, server_context
 from pgherald.values import HostPort
 from tests.support.certificates import Authority, Identity, encrypted
+from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -95,7 +96,7 @@ class Running:
 async def ask(client: ByteStream, path: bytes) -> tuple[int, bytes]:
     await client.send(GET % path)
     data = b""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async for chunk in client:
             data += chunk
     head, _, body = data.partition(b"\r\n\r\n")
@@ -193,7 +194,7 @@ async def test_a_large_answer_arrives_whole_and_a_connection_is_kept(
             for _ in range(3):
                 await client.send(GET.replace(b"Connection: close\r\n", b"") % b"/metrics")
                 data = bytearray()
-                with anyio.fail_after(20):
+                with anyio.fail_after(60):
                     while b"\r\n\r\n" not in data[:1000] or len(data) < data.index(b"\r\n\r\n") + 4 + len(page):
                         data += await client.receive()
                 assert data.endswith(page)
@@ -226,14 +227,16 @@ async def test_five_hundred_connections_that_never_finish_a_handshake_do_not_kee
     ours: Authority, server: Identity
 ) -> None:
     context, hello = trusting(ours, ours.client()), client_hello()
+    before = len(os.listdir("/proc/self/fd"))
     async with running(with_tls(server, ours)) as exporting:
         slow = [await exporting.connect() for _ in range(500)]
         for at, client in enumerate(slow):
             await client.send((b"", hello[:3], hello[:-1], hello, b"GET /metrics HTTP/1.1\r\n")[at % 5] or b"\x16")
         for path in (b"/metrics", b"/healthz", b"/readyz"):
-            with anyio.fail_after(3):
+            with Stopwatch() as took:
                 assert (await exporting.ask(context, path))[0] in (200, 503)
-        assert len(os.listdir("/proc/self/fd")) < 500 + exporter.MOST_CONNECTIONS + 60
+            assert took.seconds < 3
+        assert len(os.listdir("/proc/self/fd")) < before + 500 + exporter.MOST_CONNECTIONS + 10
         for client in slow:
             await anyio.aclose_forcefully(client)
 
@@ -254,13 +257,13 @@ async def test_a_handshake_that_trickles_in_is_cut_off(server: Identity, monkeyp
 
 
 @given(st.binary(max_size=300), st.integers(0, 600))
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 async def test_any_bytes_leave_it_answering(ours: Authority, server: Identity, data: bytes, part: int) -> None:
     async with running(with_tls(server)) as exporting:
         async with await exporting.connect() as client:
             await client.send(client_hello(part) + data + b"\r\n")
             await client.send_eof()
-            with anyio.fail_after(10), suppress(anyio.BrokenResourceError):
+            with anyio.fail_after(60), suppress(anyio.BrokenResourceError):
                 async for _ in client:
                     pass
         assert (await exporting.ask(trusting(ours), b"/healthz"))[0] == 200
