@@ -7,15 +7,21 @@ the objects is in tests/support/postgres.py.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import sys
 import tempfile
+import threading
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+from pgherald.config import LogLevel
+from pgherald.log import Log, log
 from tests.support.postgres import (
     CRON_DATABASE,
     DEBIAN_15,
@@ -63,6 +69,17 @@ def open_directory() -> Iterator[Path]:
     directory.chmod(0o777)
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def process_log() -> Iterator[Log]:
+    """The process-wide log, for a test that sets it up as the daemon does; everything is put back afterwards."""
+    handlers, strict = logging.getLogger().handlers[:], log.strict
+    hooks = warnings.showwarning, sys.excepthook, threading.excepthook, sys.unraisablehook
+    yield log
+    warnings.showwarning, sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    logging.getLogger().handlers[:] = handlers
+    log.set_up(LogLevel.INFO, None, strict=strict)
 
 
 @pytest.fixture(scope="session")

@@ -94,10 +94,11 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What a claim handed out, and what it decided on the way."""
+    """What a claim handed out, what it decided on the way, and the scenarios whose evaluation before it failed."""
 
     prompts: tuple[Prompt, ...]
     decided: tuple[Decided, ...]
+    broken: tuple[ScenarioId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +178,16 @@ _CLAIM_COLUMNS: Final = (
     "devices"
 )
 
-# The version is read in the claim's own snapshot: after a breaking migration has committed, nothing is claimed.
+_CLAIMED_AT: Final = _CLAIM_COLUMNS.split(", ").index("claimed_at")
+
+# The version is read in the claim's own snapshot: after a breaking migration has committed, nothing is claimed. Who was
+# touched is evaluated first, so that what becomes of that is claimed with it, in one statement and one commit.
 _CLAIM: Final[LiteralString] = (
-    f"select {_CLAIM_COLUMNS}, v.breaking from herald.schema_version(%s) as v "
-    "left join lateral herald.claim(%s, case when v.breaking then 0 else %s end, %s) as c on true"
+    "with run as materialized (select scenario_id, error from herald.evaluate_touched(%s)), failed as materialized ("
+    "select array_agg(scenario_id) filter (where error is not null) as scenarios, count(*) as runs from run) "
+    f"select {_CLAIM_COLUMNS}, f.scenarios, now(), v.breaking "
+    "from failed as f cross join herald.schema_version(%s) as v left join lateral "
+    "herald.claim(%s, case when v.breaking or f.runs < 0 then 0 else %s end, %s, clock_timestamp()) as c on true"
 )
 _CLAIM_PROMPTS: Final[LiteralString] = f"select {_CLAIM_COLUMNS} from herald.claim_prompts(%s, %s, %s)"
 # What was sent and is sent now goes without saying.
@@ -227,9 +234,10 @@ class Store:
     async def __aexit__(self, *_: object) -> None:
         await self._pool.close(timeout=5.0)
 
-    async def claim(self, owner: str, limit: int, lease: timedelta) -> Claimed:
-        """Claim up to `limit` ready prompts; committed when this returns. Raises SchemaBroke."""
-        return await self._claim(_CLAIM, (self._program, owner, limit, lease))
+    async def claim(self, owner: str, limit: int, lease: timedelta, *, touched: int = 0) -> Claimed:
+        """Evaluate up to `touched` touched rows' people, then claim up to `limit` ready prompts; committed when this
+        returns. Raises SchemaBroke."""
+        return await self._claim(_CLAIM, (touched, self._program, owner, limit, lease))
 
     async def claim_prompts(self, owner: str, prompts: Sequence[PromptId], lease: timedelta) -> Claimed:
         """Claim these prompts, as far as they are ready."""
@@ -240,13 +248,18 @@ class Store:
         async with self._pool.connection() as connection:
             cursor = await connection.execute(statement, parameters, binary=True)
             rows = await cursor.fetchall()
+        broken: Sequence[ScenarioId] = ()
         if statement is _CLAIM:
             if rows[0][-1]:
                 raise SchemaBroke(SCHEMA_BROKE)
+            broken = rows[0][-3] or ()
             rows = [row for row in rows if row[0] is not None]
+            if rows:  # what the evaluation took
+                before += (rows[0][_CLAIMED_AT] - rows[0][-2]).total_seconds()
         return Claimed(
             tuple(_prompt(row, before) for row in rows if row[1] == "send"),
             tuple(Decided(row[0], row[6], row[1], row[2]) for row in rows if row[1] != "send"),
+            tuple(broken),
         )
 
     async def is_broken(self) -> bool:
@@ -294,19 +307,6 @@ class Store:
     async def evaluate(self) -> list[Run]:
         """The scheduled run of all scenarios."""
         return await self._runs(f"select {_RUN_COLUMNS} from herald.evaluate()", ())
-
-    async def evaluate_touched(self, limit: int) -> list[Run]:
-        """Evaluate up to `limit` touched rows' people; no rows when there were none or nobody was due.
-
-        Its commit does not wait for the disk: a crash of the server takes back prompts and the taking of touched rows
-        alike, so they are evaluated again, and the claim that follows waits for both.
-        """
-        return await self._runs(
-            "with lax as materialized (select set_config('synchronous_commit', 'off', true) as is_off) "
-            f"select {_RUN_COLUMNS} from lax cross join lateral "
-            "herald.evaluate_touched(case when is_off <> '' then %s end)",
-            (limit,),
-        )
 
     async def _runs(self, statement: LiteralString, parameters: tuple[Any, ...]) -> list[Run]:
         async with self._pool.connection() as connection:

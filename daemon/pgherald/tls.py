@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import anyio
@@ -133,6 +134,31 @@ def _holds_certificates(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def good_until(certificate: Path, key: Path) -> datetime | None:
+    """The end of a certificate's life, as a client that trusts it is told. Nothing leaves this process.
+
+    None for one that is past its end, not yet valid, or not made for servers.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key, password=_no_passphrase)
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.load_verify_locations(certificate)
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    client = trusting.wrap_bio(to_client, to_server)
+    for side in (client, server, client):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError:
+            return None
+    seen: dict[str, Any] = client.getpeercert() or {}
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(seen["notAfter"]), UTC)
 
 
 class SecuredStream:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from pgherald.backoff import reconnect_delay
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
-from pgherald.store import SCHEMA_BROKE, STORE_ERRORS, SchemaBroke
+from pgherald.store import SCHEMA_BROKE, STORE_ERRORS, Claimed, SchemaBroke
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder
     from pgherald.spool import Spool
-    from pgherald.store import Claimed, Locks, Store, Waiting
+    from pgherald.store import Locks, Store, Waiting
 
 TOUCHED_MAX: Final = 5000
 """Touched rows evaluated in one transaction: a tenth of a second or so."""
@@ -167,18 +168,10 @@ class Worker:
 
     async def _turn(self, batches: anyio.abc.TaskGroup) -> bool:
         """Evaluate and claim once; True if as much was claimed as could be, so that there is surely more."""
-        await self._evaluate()
-        if not self._may_claim():
-            return False
-        # A slot is taken until its send is answered or given up, which the lease bounds.
-        with self._moving_within(self._config.lease.total_seconds() + self._config.send_deadline):
-            wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
-        if self._stopping:
-            return False
-        allowed = self._pacing.allowance(time.monotonic(), wanted)
+        allowed = await self._allowance()
+        claimed = await self._ask(allowed)
         if allowed == 0:
             return False
-        claimed = await self._claim(allowed)
         self._pacing.give_back(time.monotonic(), allowed - len(claimed.prompts))
         self._fruitless = 0 if claimed.prompts or claimed.decided else self._fruitless + 1
         for decided in claimed.decided:
@@ -187,29 +180,46 @@ class Worker:
         if claimed.prompts:
             self._dispatcher.expect(len(claimed.prompts))
             batches.start_soon(self._dispatch, claimed.prompts)
+            for _ in range(
+                2
+            ):  # its task begins, and the tasks of its prompts: they send before the database is asked again
+                await anyio.lowlevel.checkpoint()
         return len(claimed.prompts) + len(claimed.decided) == allowed
 
-    async def _claim(self, count: int) -> Claimed:
+    async def _allowance(self) -> int:
+        """How many prompts may be claimed now; waits until one of them would find a slot."""
+        if not self._may_claim():
+            return 0
+        # A slot is taken until its send is answered or given up, which the lease bounds.
+        with self._moving_within(self._config.lease.total_seconds() + self._config.send_deadline):
+            wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
+        return 0 if self._stopping else self._pacing.allowance(time.monotonic(), wanted)
+
+    async def _ask(self, allowed: int) -> Claimed:
+        """Claim so many prompts, and before that evaluate touched people, unless that was done just now."""
+        began = time.monotonic()
+        evaluates = began >= self._evaluates_at
+        if not evaluates and allowed == 0:
+            return Claimed((), ())
+        claimed = await self._claim(allowed, TOUCHED_MAX if evaluates else 0)
+        for scenario_id in claimed.broken:
+            log.error("evaluation_failed", scenario_id=scenario_id, source="touched")
+        if evaluates:
+            ended = time.monotonic()
+            self._evaluates_at = ended + min(ended - began, BREATH_MAX)
+        return claimed
+
+    async def _claim(self, count: int, touched: int) -> Claimed:
         """Claim. Cancelled, it waits a moment for the answer and gives back what it claimed: nothing of that was sent,
         and yet nobody could know."""
-        claim = asyncio.ensure_future(self._store.claim(self._config.owner, count, self._config.lease))
+        config = self._config
+        claim = asyncio.ensure_future(self._store.claim(config.owner, count, config.lease, touched=touched))
         try:
             return await asyncio.shield(claim)
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(CLAIM_PATIENCE, shield=True), suppress(*STORE_ERRORS, SchemaBroke, TimeoutError):
                 await self._dispatcher.give_back((await claim).prompts)
             raise
-
-    async def _evaluate(self) -> None:
-        """Evaluate touched people, unless that was done just now."""
-        began = time.monotonic()
-        if began < self._evaluates_at:
-            return
-        for run in await self._store.evaluate_touched(TOUCHED_MAX):
-            if run.error is not None:
-                log.error("evaluation_failed", scenario_id=run.scenario_id, source="touched")
-        ended = time.monotonic()
-        self._evaluates_at = ended + min(ended - began, BREATH_MAX)
 
     async def _breathe(self, waiting: Waiting | None) -> None:
         """When there is nothing but touched people, wait until they may be evaluated."""

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.organisation import Organisation
 from tests.support.postgres import DAEMON_LOGIN
+from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -119,9 +120,9 @@ def test_what_it_costs_does_not_grow_with_the_tables(sent: Organisation) -> None
     )
     sent.db.execute("analyze herald.prompt, herald.scenario_prompt_history, herald.scenario_notification")
     assert violations(sent.db) == {}
-    began = time.monotonic()
-    sent.db.execute("select * from herald.invariants()").fetchall()
-    assert time.monotonic() - began < 3
+    with Stopwatch() as took:
+        sent.db.execute("select * from herald.invariants()").fetchall()
+    assert took.seconds < 3
     with sent.db.transaction():
         sent.db.execute("select * from herald.invariants(1000)")
         read = sent.db.execute(

@@ -167,7 +167,7 @@ def test_a_retry_that_meets_a_new_prompt_of_the_type_gives_way(organisation: Org
     with other.transaction():
         Organisation.enqueue(_on(organisation, other), scenario, person, "another")
         retrying = database.connect()
-        retrying.execute("set statement_timeout = '10s'")
+        retrying.execute("set statement_timeout = '60s'")
         retrying.pgconn.send_query_params(
             b"select decision from herald.retry(array[$1]::uuid[])", [str(prompt).encode()]
         )

@@ -239,7 +239,7 @@ def race(
             calls[0]()
             later = pool.submit(calls[1])
             wait_until_blocked(observer, second.info.backend_pid)
-        later.result(10)
+        later.result(60)
 
 
 def test_two_people_who_register_the_same_token_end_with_one_row(database: Database, db: psycopg.Connection) -> None:

@@ -68,7 +68,7 @@ def call(*command: str, home: Path, **settings: str | Path) -> subprocess.Comple
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

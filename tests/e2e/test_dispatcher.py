@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import anyio
@@ -72,9 +71,11 @@ async def bench(database: Database, tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 @asynccontextmanager
-async def build(database: Database, directory: Path, *, max_in_flight: int = 10) -> AsyncIterator[Bench]:
+async def build(
+    database: Database, directory: Path, *, max_in_flight: int = 10, send_deadline: float = 30.0
+) -> AsyncIterator[Bench]:
     metrics = Metrics()
-    config = DispatchConfig(owner="a test", max_in_flight=max_in_flight, send_deadline=1.0)
+    config = DispatchConfig(owner="a test", max_in_flight=max_in_flight, send_deadline=send_deadline)
     async with (
         Emulator.start() as emulator,
         Store(database.daemon_dsn) as store,
@@ -140,6 +141,7 @@ async def test_no_prompts_are_zeros_and_no_call(bench: Bench) -> None:
     }
 
 
+@pytest.mark.usefixtures("process_log")
 async def test_sent_but_unrecorded_is_told_and_never_sent_again(
     bench: Bench, organisation: Organisation, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,12 +267,19 @@ async def test_all_devices_means_each_once(bench: Bench, organisation: Organisat
     ],
 )
 async def test_what_fcm_answers_decides_what_becomes_of_a_prompt(
-    bench: Bench, organisation: Organisation, fault: str, status: str, code: str, revoked: bool
+    database: Database,
+    organisation: Organisation,
+    tmp_path: Path,
+    fault: str,
+    status: str,
+    code: str,
+    revoked: bool,
 ) -> None:
     person = organisation.mentor("phone-1")
     enqueue_all(organisation, [person])
-    bench.emulator.faults.set(fault)
-    assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(0, 1, 0)
+    async with build(database, tmp_path, send_deadline=2.0 if code == "TIMEOUT" else 30.0) as bench:
+        bench.emulator.faults.set(fault)
+        assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(0, 1, 0)
     assert organisation.prompts()[person][0] == status
     assert [row[1:3] for row in organisation.histories()] == [("unknown" if status == "unknown" else "failed", code)]
     assert organisation.notifications() == []
@@ -308,9 +317,8 @@ async def test_no_more_than_max_in_flight_at_once(
 async def test_a_claim_that_was_slept_past_is_not_sent(bench: Bench, organisation: Organisation) -> None:
     person = organisation.mentor("phone-1")
     enqueue_all(organisation, [person])
-    prompt = (await bench.store.claim("a test", 1, timedelta(seconds=4))).prompts[0]
-
-    late = replace(prompt, claimed_mono=prompt.claimed_mono - 5)
+    (prompt,) = await bench.claim()
+    late = replace(prompt, claimed_mono=prompt.claimed_mono - bench.config.lease.total_seconds())
     result = await bench.dispatcher.dispatch(late)
     assert isinstance(result, Failed)
     assert (result.error_code, result.transient) == ("LEASE_EXPIRED", True)

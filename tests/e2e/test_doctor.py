@@ -18,6 +18,7 @@ from pgherald import schema
 from pgherald.doctor import database as examination
 from pgherald.doctor import servers, shipped
 from pgherald.emulator.client import emulator_process
+from tests.support.certificates import Authority, Identity
 from tests.support.command import Command
 from tests.support.daemon import PATIENCE, running_daemon, wait_for
 from tests.support.organisation import Organisation
@@ -144,8 +145,12 @@ def test_a_login_that_may_only_read_is_a_problem(doctor: Command, database: Data
 
 
 def test_old_minor_releases_are_known_by_their_bugs() -> None:
-    assert [bug.serious for bug in servers.bugs_of(150_002)] == [True, True, False, False, False]
-    assert [bug.fixed_in[17] for bug in servers.bugs_of(170_001)] == [8, 6]
+    assert [bug.serious for bug in servers.bugs_of(150_002)] == [True, True, False, False, False, False]
+    assert [bug.fixed_in[17] for bug in servers.bugs_of(170_001)] == [8, 6, 11]
+    for bug in servers.BUGS:
+        for major, minor in bug.fixed_in.items():
+            assert bug in servers.bugs_of(major * 10_000 + minor - 1)
+            assert bug not in servers.bugs_of(major * 10_000 + minor)
     assert servers.bugs_of(150_020) == servers.bugs_of(180_006) == servers.bugs_of(190_000) == []
 
 
@@ -432,6 +437,27 @@ def test_an_idle_transaction_is_found_by_its_session_and_ended_by_its_remedy(
 
 
 # This machine.
+
+
+@on_18
+def test_the_metrics_certificate_is_looked_at_before_prometheus_does(doctor: Command, tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path / "ca")
+
+    def with_tls(identity: Identity) -> Command:
+        tls = {"CERTIFICATE": identity.certificate, "KEY": identity.key, "CLIENT_CA": authority.certificate}
+        return Command({**doctor.settings, **{f"PGHERALD_METRICS_TLS_{name}": str(p) for name, p in tls.items()}})
+
+    good, soon, late = (authority.server(f"for-{days}", days=days) for days in (90, 5, -1))
+    told = findings(with_tls(good)("doctor", "--json"), "ok")["metrics_tls"][0]
+    assert "the metrics are served over TLS to clients with a certificate, until 2" in told
+    assert "runs out in 4 days" in warnings(with_tls(soon))["metrics_tls"][0]
+    for of_no_use in (late, authority.client()):
+        what, remedy = problems(with_tls(of_no_use))["metrics_tls"]
+        assert "has run out, or is not one for a server" in what
+        assert remedy == "put a new one there, and reload the daemon"
+    what, remedy = problems(with_tls(Identity(good.certificate, soon.key)))["metrics_tls"]
+    assert what == f"the daemon will not start: {soon.key}: it is not the key of the certificate {good.certificate}"
+    assert remedy == "mend the file, or PGHERALD_METRICS_TLS_KEY"
 
 
 @on_18

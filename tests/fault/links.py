@@ -19,7 +19,7 @@ class Link:
 
     `cut` resets all connections and refuses new ones, `mend` ends that; `silent` swallows everything both ways while
     the connections stay up; `hold` keeps what the server says to itself until `let_go`; `commits_to_lose` resets as
-    many connections when their client says COMMIT, once the server has got it.
+    many connections when their client settles prompts, which is one statement and commits, once the server has got it.
     """
 
     def __init__(self, host: str, port: int, listen: str = "127.0.0.1") -> None:
@@ -104,7 +104,7 @@ class Link:
             for data in _chunks(client):
                 if self.silent:
                     continue
-                if self.commits_to_lose > 0 and b"COMMIT" in data:
+                if self.commits_to_lose > 0 and b"herald.settle" in data:
                     self.commits_to_lose -= 1
                     self.commits_lost += 1
                     self._lose(client, upstream, data)

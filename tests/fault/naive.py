@@ -219,8 +219,8 @@ def blocks_its_loop() -> None:
 def forgets_what_it_asked_for() -> None:
     """A claim whose answer does not come before the end is left to itself."""
 
-    async def claim(self: worker.Worker, count: int) -> store.Claimed:
-        return await self._store.claim(self._config.owner, count, self._config.lease)
+    async def claim(self: worker.Worker, count: int, touched: int) -> store.Claimed:
+        return await self._store.claim(self._config.owner, count, self._config.lease, touched=touched)
 
     worker.Worker._claim = claim  # type: ignore[method-assign]  # noqa: SLF001
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pty
 import re
-import select
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 from contextlib import contextmanager
 from fcntl import ioctl
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEMO: Final = [sys.executable, "-m", "pgherald.cli", "demo"]
-PATIENCE: Final = 60.0
+PATIENCE: Final = 180.0
 
 
 @contextmanager
@@ -72,10 +72,10 @@ _ON_TERMINAL: Final = (
 
 
 class Terminal:
-    """A demo on a pseudo-terminal; `seen` is all it has written so far."""
+    """A demo on a pseudo-terminal, which is read all the time, as by a person's: nothing holds the demo up."""
 
     def __init__(self, scratch: Path, columns: int = 100, **more: str) -> None:
-        self.seen = ""
+        self._read = bytearray()
         self._master, slave = pty.openpty()
         ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
         self._process = subprocess.Popen(
@@ -87,10 +87,17 @@ class Terminal:
             start_new_session=True,
         )
         os.close(slave)
+        self._reader = threading.Thread(target=self._read_all, daemon=True)
+        self._reader.start()
+
+    @property
+    def seen(self) -> str:
+        """All it has written so far."""
+        return bytes(self._read).decode(errors="ignore").replace("\r\n", "\n")
 
     @property
     def plain(self) -> str:
-        """What it has written, without colour."""
+        """The same without colour."""
         return re.sub(r"\x1b\[[0-9;]*m", "", self.seen)
 
     @property
@@ -98,32 +105,33 @@ class Terminal:
         """The settings that it says to export."""
         return dict(re.findall(r"^export (\w+)='(.*)'$", self.plain, re.MULTILINE))
 
-    def read_until(self, text: str) -> None:
-        """Read until `text`, colours apart, has been seen; fail if the demo ends before, or it takes too long."""
-        while text not in self.plain:
-            assert self._read(), self.seen
+    def read_until(self, text: str, count: int = 1) -> None:
+        """Wait until `text`, colours apart, was seen so often; fail if the demo ends before, or it takes too long."""
+        deadline = time.monotonic() + PATIENCE
+        while self.plain.count(text) < count:
+            assert self._reader.is_alive() or self.plain.count(text) >= count, self.seen
+            assert time.monotonic() < deadline, f"nothing more came: {self.seen[-2000:]}"
+            time.sleep(0.01)
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
     def end(self) -> int:
-        """Read to the end; the exit code."""
-        while self._read():
-            pass
-        os.close(self._master)
-        return self._process.wait(PATIENCE)
+        """Wait for the end; the exit code."""
+        code = self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return code
 
     def kill(self) -> None:
         """End it, whatever it does."""
         self._process.kill()
         self._process.wait()
 
-    def _read(self) -> bool:
-        ready, _, _ = select.select([self._master], [], [], PATIENCE)
-        assert ready, f"nothing more came: {self.seen[-2000:]}"
+    def _read_all(self) -> None:
         try:
-            read = os.read(self._master, 65536)
+            while data := os.read(self._master, 65536):
+                self._read += data
         except OSError:  # Linux says EIO when the other side has gone
-            return False
-        self.seen += read.decode().replace("\r\n", "\n")
-        return bool(read)
+            pass
+        finally:
+            os.close(self._master)

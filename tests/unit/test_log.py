@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgherald.config import LogLevel
-from pgherald.log import FIELDS, Log, Shape, configure, describe_exception, log, token_tag, where_raised
+from pgherald.log import FIELDS, Log, Shape, configure, describe_exception, token_tag, where_raised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,15 +48,10 @@ def out() -> Lines:
 
 
 @pytest.fixture
-def configured(out: Lines) -> Iterator[Lines]:
-    """The process-wide log, set up as the daemon does it, and everything put back afterwards."""
-    handlers, strict = logging.getLogger().handlers[:], log.strict
-    hooks = warnings.showwarning, sys.excepthook, threading.excepthook, sys.unraisablehook
+def configured(process_log: Log, out: Lines) -> Lines:
+    """The process-wide log, set up as the daemon does it."""
     configure(LogLevel.DEBUG, out, strict=True)
-    yield out
-    warnings.showwarning, sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
-    logging.getLogger().handlers[:] = handlers
-    log.set_up(LogLevel.INFO, None, strict=strict)
+    return out
 
 
 def test_an_event_is_one_json_object_on_one_line(out: Lines) -> None:

@@ -17,6 +17,7 @@ from pgherald.exporter import Health
 from pgherald.listener import Doorbell
 from pgherald.metrics import Metrics
 from pgherald.pacing import Pacing
+from pgherald.store import Claimed
 from pgherald.worker import Worker
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ def worker(bell: Doorbell, dispatcher: object, database: Callable[[], Awaitable[
     """A worker on a database that answers when `database` does, and has work."""
 
     class Store:
-        async def evaluate_touched(self, limit: int) -> list[Any]:
+        async def claim(self, *_: object, touched: int) -> Claimed:
+            assert touched > 0
             await database()
-            return []
+            return Claimed((), ())
 
         async def is_broken(self) -> bool:
             return False
@@ -76,6 +78,17 @@ class Stuck:
     async def wait_free(self) -> int:
         await anyio.sleep_forever()
         raise AssertionError
+
+
+class Free:
+    """A dispatcher with slots, and nothing to give back."""
+
+    async def wait_free(self) -> int:
+        await anyio.lowlevel.checkpoint()
+        return 10
+
+    async def give_back(self, prompts: object) -> None:
+        raise AssertionError(prompts)
 
 
 async def _run_for_a_moment(found: Worker) -> tuple[bool, bool]:
@@ -98,7 +111,7 @@ def test_a_worker_that_gets_no_slot_back_is_taken_to_hang() -> None:
 
 def test_a_worker_that_waits_for_the_database_is_not() -> None:
     async def scenario() -> tuple[bool, bool]:
-        return await _run_for_a_moment(worker(Doorbell(), Stuck(), anyio.sleep_forever))
+        return await _run_for_a_moment(worker(Doorbell(), Free(), anyio.sleep_forever))
 
     assert anyio.run(scenario) == (False, False)
 

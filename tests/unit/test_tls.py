@@ -170,6 +170,7 @@ async def test_a_client_that_does_not_trust_our_certificate_harms_nobody(
         assert (await exporting.ask(trusting(ours)))[0] == 200
 
 
+@pytest.mark.usefixtures("process_log")
 async def test_refusals_are_logged_with_their_reason_but_not_each(
     ours: Authority, server: Identity, capsys: pytest.CaptureFixture[str]
 ) -> None:

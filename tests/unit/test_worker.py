@@ -42,14 +42,11 @@ class Database:
         self.awake_since: float | None = None
         self.slept: list[float] = []
 
-    async def evaluate_touched(self, limit: int) -> list[Any]:
-        assert limit > 0
-        began = time.monotonic()
-        await anyio.sleep(self.seconds)
-        self.evaluations.append((began, time.monotonic()))
-        return []
-
-    async def claim(self, *_: object) -> Claimed:
+    async def claim(self, *_: object, touched: int) -> Claimed:
+        if touched > 0:
+            began = time.monotonic()
+            await anyio.sleep(self.seconds)
+            self.evaluations.append((began, time.monotonic()))
         return Claimed((), ())
 
     async def waiting(self) -> Waiting:
@@ -75,6 +72,10 @@ class Slots:
     async def wait_free(self) -> int:
         await anyio.lowlevel.checkpoint()
         return 10
+
+    async def give_back(self, prompts: Sequence[object]) -> None:
+        assert not prompts
+        await anyio.lowlevel.checkpoint()
 
 
 def worker(database: Database, bell: Doorbell) -> Worker:

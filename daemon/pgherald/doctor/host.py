@@ -1,15 +1,18 @@
-"""The machine that the daemon runs on: the directory in which accepted pushes are kept until they are recorded."""
+"""The machine that the daemon runs on: where accepted pushes are kept until they are recorded, and the metrics' TLS."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pgherald import tls
 from pgherald.config import STATE_DIR
 from pgherald.doctor.finding import Part, ok, problem, warning
+from pgherald.errors import ConfigError
 from pgherald.screen import count
 
 if TYPE_CHECKING:
@@ -21,11 +24,55 @@ if TYPE_CHECKING:
 SPACE_WANTED: Final = 64 * 2**20
 """Bytes free at least: the spool's reserve, and a few segments."""
 
+EXPIRY_WARNING: Final = timedelta(days=14)
+"""What is left of the metrics' certificate when it is time to renew it."""
+
 _NOT_LOCAL: Final = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs")
 _NOT_LASTING: Final = ("tmpfs", "ramfs")
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
+    """Everything that is on this machine."""
+    yield from _state_directory(settings)
+    yield from _metrics_tls(settings)
+
+
+def _metrics_tls(settings: Settings) -> Iterator[Finding]:
+    """The certificate that the metrics are served with, where they are."""
+    part, check = Part.HOST, "metrics_tls"
+    certificate, key = settings.metrics_tls_certificate, settings.metrics_tls_key
+    try:
+        context = tls.server_context(settings)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            name, _, wrong = line.partition(": ")
+            yield problem(part, check, f"the daemon will not start: {wrong}", f"mend the file, or {name}")
+        return
+    if context is None or certificate is None or key is None:
+        return
+    until = tls.good_until(certificate, key)
+    left = None if until is None else until - datetime.now(UTC)
+    if until is None or left is None:
+        yield problem(
+            part,
+            check,
+            f"the metrics' certificate {certificate} has run out, or is not one for a server: whoever checks it reads "
+            "no metrics",
+            "put a new one there, and reload the daemon",
+        )
+    elif left < EXPIRY_WARNING:
+        yield warning(
+            part,
+            check,
+            f"the metrics' certificate {certificate} runs out in {count(left.days, 'day')}",
+            "put a new one there, and reload the daemon",
+        )
+    else:
+        who = "anybody" if settings.metrics_tls_client_ca is None else "clients with a certificate"
+        yield ok(part, check, f"the metrics are served over TLS to {who}, until {until:%Y-%m-%d}")
+
+
+def _state_directory(settings: Settings) -> Iterator[Finding]:
     """The state directory: there or to be made, writable, on a disk that lasts, with space; and what lies in it."""
     part, directory = Part.HOST, settings.state_dir
     spool = directory / "spool"

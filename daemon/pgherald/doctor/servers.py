@@ -44,6 +44,12 @@ BUGS: Final = (
         serious=False,
     ),
     Bug(
+        "row-level security may go by the roles of before in plans that are used again, after a role was granted or "
+        "changed (CVE-2026-14666)",
+        {15: 19, 16: 15, 17: 11, 18: 5},
+        serious=False,
+    ),
+    Bug(
         "some kinds of indexes may give wrong results: REINDEX after the update (its release notes say which)",
         {15: 5, 16: 1},
         serious=False,
