@@ -11,11 +11,13 @@ import pytest
 
 from pgherald.emulator.client import emulator_process
 from tests.support import canaries, secret_story
+from tests.support.daemon import running_daemon
 from tests.support.postgres import DEBIAN_15, running_server
 from tests.support.secret_story import IN_AN_ERROR, SILENT, TALKATIVE, Written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.postgres import Server
 
@@ -107,3 +109,18 @@ def test_a_statement_that_has_a_token_is_found_in_postgres_s_log(talkative: Serv
         naive.execute("select %s", (canaries.DEVICE_TOKEN,))
         naive.execute(f"select '{canaries.BEARER}'")
         assert list(canaries.shown({"it": log.text}, canaries.SECRETS)) == ["device token in it", "bearer token in it"]
+
+
+def test_a_block_with_a_daemon_fails_when_a_secret_shows_in_what_it_wrote(talkative: Server, tmp_path: Path) -> None:
+    """The control of what every test with a daemon holds."""
+    with talkative.database() as database, emulator_process() as emulator:
+
+        def leave(secret: str, place: str) -> None:
+            with running_daemon(database.daemon_dsn, emulator, tmp_path / place.replace("/", "-")) as daemon:
+                path = daemon.log_path.parent / place
+                path.write_bytes((path.read_bytes() if path.exists() else b"") + secret.encode().hex().encode())
+
+        with pytest.raises(AssertionError, match="bearer token in its log"):
+            leave(canaries.BEARER, "daemon.log")
+        with pytest.raises(AssertionError, match="e-mail in note"):
+            leave(canaries.EMAIL, "state/note")

@@ -19,7 +19,7 @@ from pgherald import exporter
 from pgherald.config import LogLevel, Settings, load_settings
 from pgherald.errors import ConfigError
 from pgherald.exporter import Health, serve
-from pgherald.log import configure
+from pgherald.log import log
 from pgherald.metrics import Metrics
 from pgherald.tls import Guard, server_context
 from pgherald.values import HostPort
@@ -174,7 +174,7 @@ async def test_a_client_that_does_not_trust_our_certificate_harms_nobody(
 async def test_refusals_are_logged_with_their_reason_but_not_each(
     ours: Authority, server: Identity, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure(LogLevel.INFO)
+    log.set_up(LogLevel.INFO, None)
     async with running(with_tls(server, ours)) as exporting:
         for _ in range(5):
             await refusal(exporting, trusting(ours))
