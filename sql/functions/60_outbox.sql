@@ -45,9 +45,11 @@ begin
       s.quiet_until,
       case when s.mode in ('off', 'shadow') then s.mode end as silent,
       s.cooldown,
-      herald.cooldown_window_start(p_now, s.cooldown) as window_start
+      herald.cooldown_window_start(p_now, s.cooldown) as window_start,
+      g.daily_cap
     from (select distinct q.scenario_id from picked as q) as k
     join herald.scenario as s on s.scenario_id = k.scenario_id
+    cross join herald.setting as g
   ), weighed as materialized (
     select
       q.place,
@@ -78,12 +80,11 @@ begin
           where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.status = 'unknown'
             and u.claimed_at > p_now - s.cooldown
         ) then 'cooldown'
-        when g.daily_cap is not null and g.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
+        when s.daily_cap is not null and s.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
       end as stopped_by
     from picked as q
     join rule as s on s.scenario_id = q.scenario_id
     left join herald.source_recipient as r on r.user_id = q.user_id
-    cross join herald.setting as g
   ), decided as materialized (
     select
       w.*,
@@ -271,9 +272,12 @@ begin
     from herald.prompt as p
     where p.ctid = any (v_rows)
   ), judged as materialized (
+    -- Two lists and nothing else, for a hash: with a table in between, the planner, who takes a list for ten rows, may
+    -- compare each with each.
     select
       o.*,
       l.place,
+      l.status as was,
       l.attempts,
       case
         when o.epoch = l.epoch and l.status = 'sending' then
@@ -281,8 +285,11 @@ begin
             when l.epoch > 1 and o.outcome <> 'sent'
               and exists (select from herald.scenario_notification as n where n.id = l.notification_id) then 'sent'
             when o.outcome in ('retry', 'release') then 'ready'
-            when o.outcome = 'unknown' and s.on_unknown = 'resend' and l.attempts < 3
-              and greatest(l.due_at, s.started_at) + s.expires_after > p_now then 'ready'
+            when o.outcome = 'unknown' and l.attempts < 3 and exists (
+              select from herald.scenario as s
+              where s.scenario_id = l.scenario_id and s.on_unknown = 'resend'
+                and greatest(l.due_at, s.started_at) + s.expires_after > p_now
+            ) then 'ready'
             else o.outcome
           end
         when o.outcome = 'sent' and l.status in ('unknown', 'failed', 'ready', 'skipped', 'expired') then 'sent'
@@ -297,8 +304,7 @@ begin
         when o.outcome = 'sent' and o.epoch > l.epoch and l.status = 'sending' then 'sent'
       end as becomes
     from outcome as o
-    join locked as l on l.prompt_id = o.prompt_id
-    join herald.scenario as s on s.scenario_id = l.scenario_id
+    left join locked as l on l.prompt_id = o.prompt_id
   ), updated as (
     update herald.prompt as p
     set
@@ -312,7 +318,7 @@ begin
       settled_at = case when j.becomes not in ('ready', 'sending') then p_now end
     from judged as j
     where p.ctid = j.place and j.becomes is not null
-    returning p.prompt_id, p.status, j.outcome, j.error, j.at, j.device_id, j.message_name, p.scenario_id, p.scenario_type, p.user_id,
+    returning p.prompt_id, j.outcome, j.error, j.at, j.device_id, j.message_name, p.scenario_id, p.scenario_type, p.user_id,
       p.activity_ref, p.idempotency_key, p.cooldown_window_start, p.notification_id, j.attempts
   ), noted as (
     insert into herald.scenario_notification (id, user_id, scenario_type, scenario_id, dispatched_at, idempotency_key,
@@ -330,10 +336,8 @@ begin
     from updated as u
     where u.outcome <> 'release'
   )
-  select o.prompt_id, u.prompt_id is not null, coalesce(u.status, l.status)
-  from outcome as o
-  left join updated as u on u.prompt_id = o.prompt_id
-  left join locked as l on l.prompt_id = o.prompt_id;
+  select j.prompt_id, j.becomes is not null, coalesce(j.becomes, j.was)
+  from judged as j;
 end
 $$;
 comment on function herald.settle is
