@@ -68,7 +68,10 @@ def fcm(shared_fcm: EmulatorProcess) -> Iterator[EmulatorProcess]:
 @pytest.fixture(scope="session")
 def own_server() -> Iterator[Server]:
     """A server that may be stopped and crashed: PostgreSQL 18."""
-    with running_server("pg18_own", settings={"log_min_messages": "debug1"}) as server, server.template():
+    with (
+        running_server("pg18_own", settings={"log_min_messages": "debug1", "max_connections": "60"}) as server,
+        server.template(),
+    ):
         yield server
 
 

@@ -1,15 +1,21 @@
-"""A TCP road that can be cut, closed or made silent, and one that loses the answer to a COMMIT."""
+"""A TCP road that can be cut, made silent, or made to keep the answers back."""
 
 from __future__ import annotations
 
 import socket
 import struct
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
+
+from psycopg.conninfo import make_conninfo
+
+from tests.support.postgres import DAEMON_LOGIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.fault.world import World
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -18,8 +24,7 @@ class Link:
     """Forwards connections to an address. Threads, for the tests are synchronous.
 
     `cut` resets all connections and refuses new ones, `mend` ends that; `silent` swallows everything both ways while
-    the connections stay up; `hold` keeps what the server says to itself until `let_go`; `commits_to_lose` resets as
-    many connections when their client settles prompts, which is one statement and commits, once the server has got it.
+    the connections stay up; `hold` keeps what the server says to itself until `let_go`.
     """
 
     def __init__(self, host: str, port: int, listen: str = "127.0.0.1") -> None:
@@ -30,8 +35,6 @@ class Link:
         self._mutex = threading.Lock()
         self.port = 0
         self.silent = False
-        self.commits_to_lose = 0
-        self.commits_lost = 0
         self._flowing = threading.Event()
         self._flowing.set()
 
@@ -104,24 +107,8 @@ class Link:
             for data in _chunks(client):
                 if self.silent:
                     continue
-                if self.commits_to_lose > 0 and b"herald.settle" in data:
-                    self.commits_to_lose -= 1
-                    self.commits_lost += 1
-                    self._lose(client, upstream, data)
-                    return
                 upstream.sendall(data)
         _close(client, upstream)
-
-    def _lose(self, client: socket.socket, upstream: socket.socket, data: bytes) -> None:
-        """Let the server do it, see that it has, and never tell."""
-        _reset(client)
-        upstream.sendall(data)
-        upstream.settimeout(2)
-        with suppress(OSError):
-            while True:
-                if not upstream.recv(65536):
-                    break
-        upstream.close()
 
     def _back(self, upstream: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):
@@ -130,6 +117,14 @@ class Link:
                 if not self.silent:
                     client.sendall(data)
         _close(client, upstream)
+
+
+@contextmanager
+def link_to(world: World, listen: str = "127.0.0.1") -> Iterator[tuple[Link, str]]:
+    """A road to the database of a world, and the DSN that takes it."""
+    with Link("127.0.0.1", world.database.server.cluster.port, listen) as link:
+        dsn = world.database.dsn_as(DAEMON_LOGIN, tcp=True)
+        yield link, make_conninfo(dsn, host=listen, port=link.port)
 
 
 def _chunks(end: socket.socket) -> Iterator[bytes]:

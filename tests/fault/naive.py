@@ -1,7 +1,7 @@
 """Naive variants, each with one of the usual mistakes: what the checks of tests/fault must find.
 
-`python -m tests.fault.naive NAME` runs the daemon with that mistake; `SQL` holds mistakes in the database's functions,
-put into one test's database by `create or replace`. Nothing here is ever shipped.
+`python -m tests.fault.naive NAME` runs the daemon with that mistake; those in the database's functions are in
+tests/fault/naive_sql.py. Nothing here is ever shipped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -20,7 +22,9 @@ import google.auth.transport.requests
 
 from pgherald import dispatcher, fcm, http1, listener, oauth, recorder, service, spool, store, worker
 from pgherald.config import load_settings
-from pgherald.model import Unknown
+from pgherald.log import describe_exception, log
+from pgherald.message import build_message
+from pgherald.model import Code, DispatchSummary, Unknown
 from pgherald.outcome import Rejected, Unsure
 
 if TYPE_CHECKING:
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     from pgherald.outcome import Answer
     from pgherald.recorder import Outcome
     from pgherald.spool import Entry
-    from tests.fault.world import World
 
 
 def retries_on_doubt() -> None:
@@ -138,6 +141,7 @@ def gives_up_on_records() -> None:
     def drop(self: recorder.Recorder, batch: Sequence[Outcome], error: BaseException) -> None:
         for outcome in batch:
             outcome.tried = True
+        log.error("record_dropped", count=len(batch), exception=describe_exception(error))
 
     async def done(self: spool.Spool, ids: Iterable[PromptId]) -> None:
         return None
@@ -248,6 +252,118 @@ def takes_back_what_left() -> None:
     dispatcher.PushNotificationDispatcher._outcome = back  # type: ignore[method-assign]  # noqa: SLF001
 
 
+def never_waits() -> None:
+    """What cannot be had now is asked for again at once."""
+    worker.FIRST_DOZE = 0.0  # type: ignore[misc]
+    worker.reconnect_delay = lambda *_: 0.0  # type: ignore[attr-defined]
+    described = store.make_conninfo  # type: ignore[attr-defined]
+    store.make_conninfo = partial(described, options="-c lock_timeout=1ms")  # type: ignore[attr-defined]
+
+
+def listens_once() -> None:
+    """A listener whose session ended was a listener."""
+    listener.reconnect_delay = lambda *_: 3600.0  # type: ignore[attr-defined]
+
+
+def trusts_its_clock() -> None:
+    """Records say when this machine thinks that it was."""
+    dispatcher.database_time = lambda prompt: datetime.now(UTC)
+
+
+def takes_no_connection_for_doubt() -> None:
+    """An exception is an exception: whatever went wrong on the way, the push may have arrived."""
+    post = http1.Http1Transport.post
+
+    async def doubt(
+        self: http1.Http1Transport, url: str, headers: Mapping[str, str], body: bytes, deadline: float
+    ) -> fcm.Response:
+        try:
+            return await post(self, url, headers, body, deadline)
+        except fcm.NotSent:
+            raise fcm.Unsure(Code.CONNECTION_LOST) from None
+
+    http1.Http1Transport.post = doubt  # type: ignore[method-assign]
+
+
+def never_gives_up() -> None:
+    """A push that is worth sending is worth sending late."""
+    outcome = dispatcher.PushNotificationDispatcher._outcome  # noqa: SLF001
+
+    def for_ever(self: dispatcher.PushNotificationDispatcher, prompt: Prompt, result: DispatchResult) -> Outcome:
+        later = replace(prompt, expires_at=prompt.expires_at + timedelta(days=1))
+        return outcome(self, later, result)
+
+    dispatcher.PushNotificationDispatcher._outcome = for_ever  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def believes_the_payload() -> None:
+    """What a notification says is what is to be done, so that nobody has to look into the tables."""
+    senders: list[fcm.FcmClient] = []
+    made = fcm.FcmClient.__init__
+
+    def remember(self: fcm.FcmClient, *arguments: Any) -> None:
+        made(self, *arguments)
+        senders.append(self)
+
+    async def obey(self: store.Ear, seconds: float) -> bool:
+        async for note in self._connection.notifies(timeout=seconds, stop_after=1):
+            if note.payload.startswith("{"):
+                await senders[0].send(note.payload.encode(), time.monotonic() + 1)
+            return True
+        return False
+
+    fcm.FcmClient.__init__ = remember  # type: ignore[method-assign,assignment]
+    store.Ear.hear = obey  # type: ignore[method-assign]
+
+
+def one_exception_ends_the_batch() -> None:
+    """All messages of a batch are made first; one that cannot be made ends it."""
+    dispatch_prompts = dispatcher.PushNotificationDispatcher.dispatch_prompts
+
+    async def together(self: dispatcher.PushNotificationDispatcher, prompts: Sequence[Prompt]) -> DispatchSummary:
+        try:
+            for prompt in prompts:
+                for device in prompt.devices:
+                    build_message(prompt, device, ttl_seconds=60, expires_at=prompt.expires_at)
+        except ValueError:
+            return DispatchSummary(0, len(prompts), 0)
+        return await dispatch_prompts(self, prompts)
+
+    dispatcher.PushNotificationDispatcher.dispatch_prompts = together  # type: ignore[method-assign]
+
+
+def trusts_lengths() -> None:
+    """The spool is read by the lengths that stand in it, as far as they make sense."""
+
+    def read(data: bytes) -> Any:
+        entries, at = [], 0
+        while (start := at + spool._HEAD_BYTES) <= len(data):  # noqa: SLF001
+            end = start + int.from_bytes(data[at + 4 : at + 8], "little")
+            entry = spool._entry(data[start:end])  # noqa: SLF001
+            if entry is None:
+                break
+            entries.append(entry)
+            at = end
+        return spool._Content(entries, max(0, len(data) - at), [])  # noqa: SLF001
+
+    spool._read = read  # noqa: SLF001
+
+
+def goes_on_after_the_tail() -> None:
+    """As `trusts_lengths`, and what is new is written behind whatever the last run left."""
+    trusts_lengths()
+    load = spool._Disk.load  # noqa: SLF001
+
+    def reopen(self: Any) -> Any:
+        found = load(self)
+        if self.segments:
+            self.active = self.segments[-1]
+            self._active_fd = os.open(self.active.path, os.O_WRONLY | os.O_APPEND)
+        return found
+
+    spool._Disk.load = reopen  # type: ignore[method-assign]  # noqa: SLF001
+
+
 VARIANTS: Final[dict[str, Callable[[], None]]] = {
     each.__name__: each
     for each in (
@@ -270,77 +386,17 @@ VARIANTS: Final[dict[str, Callable[[], None]]] = {
         forgets_what_it_asked_for,
         ends_at_once,
         takes_back_what_left,
+        never_waits,
+        listens_once,
+        trusts_its_clock,
+        takes_no_connection_for_doubt,
+        never_gives_up,
+        believes_the_payload,
+        one_exception_ends_the_batch,
+        trusts_lengths,
+        goes_on_after_the_tail,
     )
 }
-
-SWEEP_RECLAIMS: Final = """
-create or replace function herald.sweep(p_grace interval, p_now timestamptz default now())
-returns table (prompt_id uuid, scenario_type text, status text)
-language sql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-  update herald.prompt as p
-  set status = 'ready', owner = null, deadline = null, not_before = p_now
-  where p.status = 'sending' and p.deadline < p_now - p_grace
-  returning p.prompt_id, p.scenario_type, p.status;
-$$
-"""
-
-SWEEP_RECORDS: Final = """
-create or replace function herald.sweep(p_grace interval, p_now timestamptz default now())
-returns table (prompt_id uuid, scenario_type text, status text)
-language sql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-  with swept as (
-    update herald.prompt as p
-    set status = 'sent', owner = null, deadline = null, settled_at = p_now
-    where p.status = 'sending' and p.deadline < p_now - p_grace
-    returning p.*
-  ), noted as (
-    insert into herald.scenario_notification (id, user_id, scenario_type, scenario_id, dispatched_at, idempotency_key,
-      cooldown_window_start, prompt_id, activity_ref)
-    select s.notification_id, s.user_id, s.scenario_type, s.scenario_id, p_now, s.idempotency_key,
-      s.cooldown_window_start, s.prompt_id, s.activity_ref
-    from swept as s
-  )
-  select s.prompt_id, s.scenario_type, s.status from swept as s;
-$$
-"""
-
-SWEEP_NEVER: Final = """
-create or replace function herald.sweep(p_grace interval, p_now timestamptz default now())
-returns table (prompt_id uuid, scenario_type text, status text)
-language sql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-  select p.prompt_id, p.scenario_type, p.status from herald.prompt as p where false;
-$$
-"""
-
-CLAIMS_NOT_ON_DISK: Final = """
-do $spoil$
-declare
-  v_function regprocedure;
-begin
-  for v_function in select p.oid from pg_proc as p where p.proname in ('claim_rows', 'settle') loop
-    execute replace(pg_get_functiondef(v_function), $$'synchronous_commit', 'on'$$, $$'synchronous_commit', 'off'$$);
-  end loop;
-end
-$spoil$
-"""
-
-SQL: Final = {
-    "claims are not on disk": CLAIMS_NOT_ON_DISK,
-    "lease and reclaim": SWEEP_RECLAIMS,
-    "record what was only claimed": SWEEP_RECORDS,
-    "no sweep": SWEEP_NEVER,
-}
-
-
-def spoil(world: World, what: str) -> None:
-    """Put a mistake into the functions of this world's database."""
-    world.db.execute(SQL[what].encode())
 
 
 def main() -> int:

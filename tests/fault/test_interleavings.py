@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 import pytest
 
-from tests.fault import naive
+from tests.fault import naive_sql
 from tests.fault.world import FULL
 from tests.support.app import App
 
@@ -230,7 +230,7 @@ def test_every_interleaving_of_two_claims_a_sweep_and_a_settle_ends_well(stage: 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 def test_control_a_sweep_that_reclaims_hands_a_prompt_out_twice(database: Database) -> None:
     made = Stage(database, resend=False)
-    made.db.execute(naive.SWEEP_RECLAIMS.encode())
+    naive_sql.spoil(made.db, "lease and reclaim")
     wrong = [each for schedule in some() for each in made.play(schedule)]
     made.close()
     assert any("claimed twice" in each for each in wrong)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.fault import naive
+from tests.fault import naive_sql
+from tests.fault.brakes import stuck_records
 from tests.fault.conftest import lacks, needs
 from tests.fault.invariants import Broken
 from tests.fault.world import FULL, wait_until
@@ -137,26 +138,11 @@ def test_control_a_spool_that_is_not_read_is_found_out_by_the_crash_points(
             world.act(world.people(3))
             wait_until(lambda: world.note_spool(world.daemons["one"]) != set(), "an entry in the spool")
             world.kill(world.daemons["one"])
+            world.hang_up()
         world.restart(world.daemons["one"])
         world.rest(spools=False)
         with pytest.raises(Broken, match="lost: "):
             promise(world, metrics=False)
-
-
-class stuck_records:
-    """While it lasts, notifications cannot be written: somebody holds their table."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def __enter__(self) -> None:
-        self._other = self._world.database.connect()
-        self._other.autocommit = False
-        self._other.execute("lock table herald.scenario_notification in share mode")
-
-    def __exit__(self, *_: object) -> None:
-        self._other.rollback()
-        self._other.close()
 
 
 def test_a_kill_between_the_spool_and_the_record_loses_nothing(make_world: Worlds, promise: Promise) -> None:
@@ -169,6 +155,7 @@ def test_a_kill_between_the_spool_and_the_record_loses_nothing(make_world: World
             world.wait_for_pushes(len(people))
             wait_until(lambda: len(world.note_spool(daemon)) == len(people), "all in the spool")
             world.kill(daemon)
+            world.hang_up()
         world.restart(daemon)
         world.rest()
         promise(world, unknown=())
@@ -243,7 +230,7 @@ def test_control_random_kills_find_the_usual_queue_out(
 ) -> None:
     with make_world() as world:
         world.scenario()
-        naive.spoil(world, spoiled)
+        naive_sql.spoil(world.db, spoiled)
         fcm.set_faults({"do": "latency", "seconds": 0.05})
         storm(world, 1, count=1500, seconds=6)
         with pytest.raises(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from tests.fault import naive_sql
 from tests.fault.invariants import Broken
-from tests.fault.test_database import cpu_seconds
+from tests.fault.machine import cpu_seconds
 from tests.fault.world import FULL, wait_until
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def test_fifty_evaluations_at_once_decide_once(make_world: Worlds, promise: Prom
                 world.db.execute(f"alter table herald.prompt drop constraint {name}".encode())
             world.db.execute("drop index herald.prompt_open")
             # and each run looks at all of the time, whoever else does
-            world.db.execute(WITHOUT_A_LOCK.encode())
+            naive_sql.spoil(world.db, "each run looks at everything")
         starting = threading.Barrier(count)
 
         def evaluate() -> None:
@@ -138,17 +139,6 @@ def test_fifty_evaluations_at_once_decide_once(make_world: Worlds, promise: Prom
         world.rest()
         promise(world, unknown=())
         assert world.statuses() == {"sent": people_count}
-
-
-WITHOUT_A_LOCK = """
-do $spoil$
-begin
-  execute replace(
-    replace(pg_get_functiondef('herald.evaluate(timestamptz,uuid)'::regprocedure), 'for no key update skip locked', ''),
-    'set evaluated_through = greatest(s.evaluated_through, v_through)', 'set evaluated_through = s.evaluated_through');
-end
-$spoil$
-"""
 
 
 @pytest.mark.parametrize("variant", [None, "logs_what_it_sends"], ids=["promise", "control"])

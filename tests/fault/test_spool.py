@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fault.brakes import stuck_records
 from tests.fault.conftest import needs
 from tests.fault.invariants import Broken
-from tests.fault.test_database import small_disk
-from tests.fault.test_kills import stuck_records
+from tests.fault.machine import fill, small_disk
 from tests.fault.world import spooled_prompts, wait_until
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def spooled(world: World, count: int) -> Daemon:
         world.wait_for_pushes(count)
         wait_until(lambda: len(world.note_spool(daemon)) == count, "all in the spool")
         world.kill(daemon)
+        world.hang_up()
     return daemon
 
 
@@ -124,10 +125,7 @@ def test_a_full_disk_under_the_spool_stops_the_claiming_and_loses_nothing(
         world.act(world.people(5))
         world.rest()
         with stuck_records(world):
-            with suppress(OSError), (disk / "filler").open("wb") as filler:
-                while True:
-                    filler.write(b"\0" * 4096)
-                    filler.flush()
+            filler = fill(disk, 4096)
             world.act(world.people(40))
             world.wait_for_pushes(10)
             wait_until(lambda: "spool_failing" in daemon.page("/readyz"), "it says so")
@@ -137,7 +135,7 @@ def test_a_full_disk_under_the_spool_stops_the_claiming_and_loses_nothing(
             time.sleep(1)
             assert len(world.pushes()) == sent
             world.note_spool(daemon)
-        (disk / "filler").unlink()
+        filler.unlink()
         world.rest()
         # the database took the records of what the disk did not
         promise(world, unknown=())

@@ -5,19 +5,18 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fault import naive
+from tests.fault import naive_sql
+from tests.fault.brakes import claims_held_up, is_held_up, stuck_records
 from tests.fault.invariants import Broken
-from tests.fault.test_database import link_to
-from tests.fault.test_kills import stuck_records
+from tests.fault.links import link_to
 from tests.fault.world import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from pgherald.emulator.client import EmulatorProcess
@@ -39,12 +38,12 @@ def test_a_daemon_stopped_before_it_sends_does_not_send_late(
     with make_world(tcp=True) as world, link_to(world) as (link, dsn):
         world.scenario()
         if variant is not None:
-            naive.spoil(world, "lease and reclaim")
+            naive_sql.spoil(world.db, "lease and reclaim")
         people = world.people(10)
         first = world.daemon("first", dsn=dsn, variant=variant)
         with claims_held_up(world):
             world.act(people)
-            wait_until(lambda: waits_for_advice(world), "a claim under way")
+            wait_until(lambda: is_held_up(world), "a claim under way")
             link.hold()
         wait_until(lambda: world.statuses() == {"sending": len(people)}, "the claim's commit")
         first.send(signal.SIGSTOP)
@@ -77,7 +76,7 @@ def test_a_daemon_stopped_before_it_hears_the_answer_records_it_late(
     with make_world() as world:
         world.scenario()
         if spoiled:
-            naive.spoil(world, "lease and reclaim")
+            naive_sql.spoil(world.db, "lease and reclaim")
         people = world.people(10)
         first = world.daemon("first")
         fcm.set_faults({"do": "latency", "seconds": 1.2})
@@ -181,7 +180,7 @@ def test_a_claim_that_a_second_sigterm_finds_unanswered_is_given_back(
         daemon = world.daemon(dsn=dsn, variant=variant)
         with claims_held_up(world):
             world.act(people)
-            wait_until(lambda: waits_for_advice(world), "a claim under way")
+            wait_until(lambda: is_held_up(world), "a claim under way")
             link.hold()
         wait_until(lambda: world.statuses() == {"sending": len(people)}, "the claim's commit")
         for event in ("stopping", "stopping_at_once"):
@@ -201,49 +200,19 @@ def test_a_claim_that_a_second_sigterm_finds_unanswered_is_given_back(
                 promise(world, unknown=(), metrics=False)
 
 
-@contextmanager
-def claims_held_up(world: World) -> Iterator[None]:
-    """While it lasts, a claim goes as far as its first row, and no further."""
-    world.db.execute(HELD_UP.encode())
-    with world.database.connect() as other:
-        other.execute("select pg_advisory_lock(77)")
-        yield
-        other.execute("select pg_advisory_unlock(77)")
-
-
-HELD_UP = """
-create function public.hold_up() returns trigger language plpgsql as $$
-begin
-  perform pg_advisory_xact_lock_shared(77);
-  return new;
-end
-$$;
-create trigger hold_up before update on herald.prompt for each row
-  when (old.status = 'ready' and new.status = 'sending') execute function public.hold_up();
-"""
-
-
-def waits_for_advice(world: World) -> bool:
-    return bool(
-        world.ask(
-            "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' "
-            "and wait_event = 'advisory'"
-        )
-    )
-
-
 @pytest.mark.thorough
 def test_control_a_daemon_that_keeps_no_spool_is_found_out_when_the_records_are_late(
     make_world: Worlds, promise: Promise
 ) -> None:
     with make_world() as world:
         world.scenario()
-        naive.spoil(world, "no sweep")
+        naive_sql.spoil(world.db, "no sweep")
         daemon = world.daemon(variant="keeps_no_spool")
         with stuck_records(world):
             world.act(world.people(5))
             world.wait_for_pushes(5)
             world.kill(daemon)
+            world.hang_up()
         world.restart(daemon)
         with pytest.raises(TimeoutError):
             world.rest(6)

@@ -378,6 +378,15 @@ class World:
         self.crashes += 1
         self.note_spool(daemon)
 
+    def hang_up(self) -> None:
+        """End the sessions of all daemons. The server would still carry out what a dead one had asked for."""
+        rows = self.ask(
+            "select pid, pg_terminate_backend(pid, 10000) from pg_stat_activity "
+            "where usename = %s and datname = current_database()",
+            (DAEMON_LOGIN,),
+        )
+        self.ended_sessions |= {row[0] for row in rows}
+
     def note_spool(self, daemon: Daemon) -> set[UUID]:
         found = spooled_prompts(daemon.state_dir)
         self.spooled |= found
