@@ -267,6 +267,7 @@ def listens_once() -> None:
 
 def trusts_its_clock() -> None:
     """Records say when this machine thinks that it was."""
+    brings_its_token()
     dispatcher.database_time = lambda prompt: datetime.now(UTC)
 
 

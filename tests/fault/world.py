@@ -52,6 +52,10 @@ SETTLED: Final = 120.0
 """Seconds in which a system that is left in peace has come to rest, on a slow machine too."""
 
 
+FRAME: Final = b"\xffHS\x01"
+"""How each entry of a spool begins."""
+
+
 def wait_until(holds: Callable[[], bool], what: str, seconds: float = SETTLED) -> None:
     """Return once it holds; TimeoutError, with what was waited for, when it does not in time."""
     until = time.monotonic() + seconds
@@ -67,7 +71,7 @@ def spooled_prompts(state_dir: Path) -> set[UUID]:
     for path in (state_dir / "spool").glob("*.spool"):
         with suppress(FileNotFoundError):
             data = path.read_bytes()
-            at = data.find(b"\xffHS\x01")
+            at = data.find(FRAME)
             while at >= 0:
                 head = data[at : at + 16]
                 if len(head) == 16:
@@ -75,7 +79,7 @@ def spooled_prompts(state_dir: Path) -> set[UUID]:
                     payload = data[at + 16 : at + 16 + length]
                     if len(payload) == length and zlib.crc32(payload) == checksum:
                         found.add(UUID(json.loads(payload)["prompt_id"]))
-                at = data.find(b"\xffHS\x01", at + 1)
+                at = data.find(FRAME, at + 1)
     return found
 
 
