@@ -36,7 +36,7 @@ def spooled_without_a_database(
     world: World, fcm: EmulatorProcess, link: Link, daemon: Daemon, people: list[UUID]
 ) -> None:
     """The database goes while FCM thinks about ten pushes; FCM accepts them, and the daemon's spool has them."""
-    fcm.set_faults({"do": "latency", "seconds": 1.2})
+    fcm.set_faults({"do": "latency", "seconds": world.deadline / 2})
     world.act(people)
     world.wait_for_pushes(len(people))
     link.cut()
@@ -55,7 +55,7 @@ def spooled_without_a_database(
 def test_a_database_that_goes_right_after_the_200_gets_its_records_later(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, killed: bool, variant: str | None
 ) -> None:
-    with make_world(tcp=True) as world, link_to(world) as (link, dsn):
+    with make_world(tcp=True, deadline=8.0) as world, link_to(world) as (link, dsn):
         world.scenario()
         people = world.people(10)
         daemon = world.daemon(dsn=dsn, variant=variant)
@@ -263,7 +263,7 @@ def test_sessions_terminated_at_random_lose_nothing(
                 ).fetchall()
                 world.ended_sessions |= {row[0] for row in ended}
                 time.sleep(rng.uniform(0.1, 0.4))
-        world.rest(90)
+        world.rest()
         if variant is not None:
             with pytest.raises(Broken, match="pushed twice"):
                 promise(world, metrics=False)

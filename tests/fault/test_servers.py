@@ -131,11 +131,11 @@ def check_late_records(world: World, daemon: Daemon, promise: Promise, variant: 
 def test_a_read_only_server_keeps_records_waiting_and_takes_them_later(
     make_world: Worlds, promise: Promise, own_server: Server, fcm: EmulatorProcess, variant: str | None
 ) -> None:
-    with make_world(own_server) as world:
+    with make_world(own_server, deadline=10.0) as world:
         world.scenario()
         people = world.people(10)
         daemon = world.daemon(variant=variant)
-        fcm.set_faults({"do": "latency", "seconds": 1.2})
+        fcm.set_faults({"do": "latency", "seconds": 4})  # longer than it takes every session to hear of the setting
         world.act(people)
         world.wait_for_pushes(len(people))
         with read_only(own_server):
