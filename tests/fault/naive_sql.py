@@ -75,6 +75,11 @@ _CHANGES: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
     ),
     "what was sent is armed again": (
         (
+            "gate",
+            "(p.status in ('ready', 'sending', 'sent', 'unknown')",
+            "(p.status in ('ready', 'sending', 'unknown')",
+        ),
+        (
             "decide",
             "q.status in ('failed', 'skipped', 'expired')",
             "q.status in ('failed', 'skipped', 'expired', 'sent')",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from tests.fault import naive_sql
+from tests.fault.crowd import crowd
 from tests.fault.invariants import Broken
 from tests.fault.machine import cpu_seconds
 from tests.fault.world import FULL, wait_until
@@ -26,39 +29,66 @@ if TYPE_CHECKING:
     Promise = Callable[..., Finding]
 
 
-def test_forged_wake_ups_by_the_megabyte_cost_little_and_change_nothing(make_world: Worlds, promise: Promise) -> None:
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(None, id="promise"), pytest.param("believes_the_payload", id="control", marks=pytest.mark.thorough)],
+)
+def test_forged_wake_ups_by_the_megabyte_cost_little_and_change_nothing(
+    make_world: Worlds, promise: Promise, variant: str | None
+) -> None:
     with make_world() as world:
         world.scenario()
-        daemon = world.daemon()
-        stop = threading.Event()
-        sent = [0]
-
-        def shout() -> None:
-            with world.database.connect("anon") as anyone:
-                began = time.monotonic()
-                while not stop.is_set():
-                    anyone.execute(
-                        "select pg_notify('herald', repeat('x', 7900) || n) from generate_series(1, 10) as n"
-                    )
-                    sent[0] += 79_000
-                    time.sleep(max(0.0, began + sent[0] / 1_000_000 - time.monotonic()))
-
-        noise = threading.Thread(target=shout)
+        daemon = world.daemon(variant=variant)
+        noise = Noise(world)
         noise.start()
-        before = cpu_seconds(daemon.pid)
+        before, began = cpu_seconds(daemon.pid), time.monotonic()
         people = world.people(300)
-        for at in range(0, 300, 30):
-            world.act(people[at : at + 30])
-            time.sleep(0.2)
+        with crowd(world, people, 3):
+            pass
+        wait_until(lambda: noise.sent > 3_000_000, "three megabytes of noise")
+        took, spent = time.monotonic() - began, cpu_seconds(daemon.pid) - before
+        noise.stop()
         world.rest()
-        spent = cpu_seconds(daemon.pid) - before
-        wait_until(lambda: sent[0] > 500_000, "half a megabyte of noise")
-        stop.set()
-        noise.join()
+        if variant is not None:
+            with pytest.raises(Broken, match="no prompt: "):
+                promise(world, metrics=False)
+            return
         promise(world, unknown=())
         assert world.statuses() == {"sent": 300}
         assert daemon.metric("pgherald_notify_queue_usage_ratio") < 0.1
-        assert spent < 60
+        assert spent < took / 2, f"{spent:.1f} s of CPU in {took:.1f} s"
+
+
+class Noise(threading.Thread):
+    """A role without any right rings, at a megabyte a second, with payloads that look like orders."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(daemon=True)
+        self._world = world
+        self._over = threading.Event()
+        self.sent = 0
+
+    def run(self) -> None:
+        order = {
+            "message": {
+                "token": f"odd-forged-{self._world.database.name}",
+                "data": {"notification_id": str(uuid4()), "scenario_type": "milestone"},
+            }
+        }
+        payload = json.dumps(order).ljust(7900)
+        with self._world.database.connect("anon") as anyone:
+            began = time.monotonic()
+            while not self._over.is_set():
+                # ten that differ, or the server would pass on one
+                anyone.execute(
+                    "select pg_notify('herald', %s || repeat(' ', n)) from generate_series(1, 10) as n", (payload,)
+                )
+                self.sent += 79_055
+                self._over.wait(max(0.0, began + self.sent / 1_000_000 - time.monotonic()))
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
 
 
 POISON = {
@@ -76,20 +106,53 @@ POISON = {
 }
 
 
-def test_poison_prompts_never_block_the_others(make_world: Worlds, promise: Promise) -> None:
+TEXTS = {
+    "a title key of five thousand characters": ("title_key", "repeat('x', 5000)"),
+    "no title key": ("title_key", "null"),
+}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(None, id="promise"),
+        pytest.param("one_exception_ends_the_batch", id="control", marks=pytest.mark.thorough),
+    ],
+)
+def test_poison_prompts_never_block_the_others(make_world: Worlds, promise: Promise, variant: str | None) -> None:
     with make_world() as world:
-        world.scenario()
+        world.scenario(params='{"counts": [1], "activity_types": ["contact"]}')
         world.db.execute("alter table herald.device_token drop constraint device_token_form")
-        poisoned = world.people(len(POISON))
-        others = world.people(100)
+        world.db.execute(
+            "alter table herald.scenario drop constraint scenario_title_key, alter title_key drop not null"
+        )
+        poisoned, untitled, others = world.people(len(POISON)), world.people(len(TEXTS)), world.people(100)
         world.db.execute("update herald.setting set paused_at = now()")
         world.act([*poisoned, *others])
-        daemon = world.daemon(start=False)
+        for number, (person, (column, value)) in enumerate(zip(untitled, TEXTS.values(), strict=True)):
+            scenario = world.scenario(params=json.dumps({"counts": [1], "activity_types": [f"odd {number}"]}))
+            world.db.execute("alter table herald.scenario disable trigger user")
+            world.db.execute(
+                f"update herald.scenario set {column} = {value} where scenario_id = %s".encode(), (scenario,)
+            )
+            world.db.execute("alter table herald.scenario enable trigger user")
+            world.ask(
+                "insert into app.activity (user_id, activity_type) values (%s, %s) returning 1",
+                (person, f"odd {number}"),
+            )
+        daemon = world.daemon(start=False, variant=variant, max_in_flight="200")
         daemon.start(ready=False)
-        wait_until(lambda: world.statuses().get("ready") == len(poisoned) + 100, "all ready")
+        wait_until(lambda: world.statuses().get("ready") == len(poisoned) + len(untitled) + 100, "all ready")
         for person, (table, change) in zip(poisoned, POISON.values(), strict=True):
             world.db.execute(f"update herald.{table} set {change} where user_id = %s".encode(), (person,))
         world.db.execute("update herald.setting set paused_at = null")
+        if variant is not None:
+            world.db.execute("update herald.prompt set not_before = now() where not_before > '9999-01-01'")
+            daemon.wait_for("batch_dispatched")
+            world.rest()
+            with pytest.raises(Broken, match="unknown: "):
+                promise(world, unknown=(), metrics=False)
+            return
         daemon.wait_for("ready")
         wait_until(lambda: world.statuses().get("sent", 0) >= 100, "the others are sent")
         world.db.execute(
@@ -99,6 +162,7 @@ def test_poison_prompts_never_block_the_others(make_world: Worlds, promise: Prom
         promise(world, unknown=())
         done = dict(world.ask("select user_id, status from herald.prompt where user_id = any(%s)", (others,)))
         assert set(done.values()) == {"sent"}
+        assert world.ask("select status from herald.prompt where user_id = %s", (untitled[0],)) == [("failed",)]
 
 
 @pytest.mark.parametrize("spoiled", [False, True], ids=["promise", "control"])
@@ -181,11 +245,16 @@ def test_no_secret_shows_anywhere_at_debug_level(
         assert daemon.running
 
 
+@pytest.mark.parametrize(
+    "spoiled", [pytest.param(False, id="promise"), pytest.param(True, id="control", marks=pytest.mark.thorough)]
+)
 def test_what_failed_is_armed_again_once_and_never_doubled(
-    make_world: Worlds, promise: Promise, fcm: EmulatorProcess
+    make_world: Worlds, promise: Promise, fcm: EmulatorProcess, spoiled: bool
 ) -> None:
     with make_world() as world:
-        world.scenario()
+        world.scenario(cooldown="0 seconds")
+        if spoiled:
+            naive_sql.spoil(world.db, "what was sent is armed again")
         world.daemon()
         people = world.people(6, prefix="odd-arg-")
         fcm.set_faults({"do": "status", "code": "INVALID_ARGUMENT", "token_prefix": "odd-arg-"})
@@ -194,23 +263,46 @@ def test_what_failed_is_armed_again_once_and_never_doubled(
         assert world.statuses() == {"failed": 6}
         promise(world, unknown=())
         fcm.set_faults()
-        world.ask("update herald.scenario set evaluated_through = now() - interval '1 hour' returning 1")
-        for _ in range(2):
-            world.ask("select * from herald.evaluate()")
-        world.rest()
-        promise(world, unknown=())
-        assert world.statuses() == {"sent": 6}
+        for _ in range(3):
+            world.ask("update herald.scenario set evaluated_through = now() - interval '1 hour' returning 1")
+            for _ in range(2):
+                world.ask("select * from herald.evaluate()")
+            world.rest()
+            assert world.statuses() == {"sent": 6}
+        if spoiled:
+            with pytest.raises(Broken, match="pushed twice"):
+                promise(world, metrics=False)
+        else:
+            promise(world, unknown=())
 
 
 @pytest.mark.thorough
-def test_retries_end_at_expires_after(make_world: Worlds, promise: Promise, fcm: EmulatorProcess) -> None:
+@pytest.mark.parametrize("variant", [None, "never_gives_up"], ids=["promise", "control"])
+def test_retries_end_at_expires_after(
+    make_world: Worlds, promise: Promise, fcm: EmulatorProcess, variant: str | None
+) -> None:
     with make_world() as world:
         world.scenario(expires_after="12 seconds")
-        daemon = world.daemon()
+        if variant is not None:
+            naive_sql.spoil(world.db, "nothing expires")
+        daemon = world.daemon(variant=variant)
         fcm.set_faults({"do": "status", "code": "UNAVAILABLE"})
         world.act(world.people(5))
-        wait_until(lambda: len(kinds := set(world.statuses())) > 0 and kinds <= {"failed", "expired"}, "given up")
-        promise(world, unknown=())
-        tries = daemon.metric('pgherald_fcm_responses_total{code="UNAVAILABLE"}')
-        assert 5 <= tries <= 10
-        assert world.pushes() == []
+        if variant is None:
+            wait_until(lambda: len(kinds := set(world.statuses())) > 0 and kinds <= {"failed", "expired"}, "given up")
+            tries = daemon.metric('pgherald_fcm_responses_total{code="UNAVAILABLE"}')
+            assert 5 <= tries <= 10
+        else:
+            wait_until(lambda: len(world.statuses()) > 0, "prompts")
+            (seconds,) = world.ask(
+                "select extract(epoch from max(due_at) + interval '25 s' - now())::float8 from herald.prompt"
+            )[0]
+            time.sleep(max(0.0, seconds))
+        fcm.set_faults()
+        world.rest(time_passes=True)
+        if variant is None:
+            promise(world, unknown=())
+            assert world.pushes() == []
+        else:
+            with pytest.raises(Broken, match="late: "):
+                promise(world, metrics=False)
