@@ -39,14 +39,17 @@ if TYPE_CHECKING:
 TOUCHED_MAX: Final = 5000
 """Touched rows evaluated in one transaction: a tenth of a second or so."""
 
-BREATH_MAX: Final = 0.25
-"""Seconds between two evaluations at most. The pause is as long as the evaluation took, so that even the busiest app
-pays with half of one core at most, and whoever was touched twice meanwhile is evaluated once."""
+BREATH: Final = 3.0
+"""The pause between two evaluations, in times of what the last one took: so even the busiest app pays with a quarter of
+one core at most, and whoever was touched twice meanwhile is evaluated once."""
+
+BREATH_MAX: Final = 0.5
+"""Seconds that this pause lasts at most."""
 
 LINGER: Final = 0.25
 """Seconds without work after which a worker falls asleep that an app's many writes have woken."""
 
-NAP: Final = 0.02
+NAP: Final = 0.05
 """Seconds between two looks for work meanwhile."""
 
 FIRST_DOZE: Final = 0.02
@@ -206,7 +209,7 @@ class Worker:
             log.error("evaluation_failed", scenario_id=scenario_id, source="touched")
         if evaluates:
             ended = time.monotonic()
-            self._evaluates_at = ended + min(ended - began, BREATH_MAX)
+            self._evaluates_at = ended + min(BREATH * (ended - began), BREATH_MAX)
         return claimed
 
     async def _claim(self, count: int, touched: int) -> Claimed:

@@ -266,8 +266,9 @@ begin
     v_ready := v_ready or prompts > 0;
     return next;
   end loop;
-  if v_ready then
-    perform herald.ring();
+  -- Also while a daemon is awake: a run may make more prompts than one can send, and the others sleep.
+  if v_ready and pg_notification_queue_usage() < 0.5 then
+    perform pg_notify('herald', '');
   end if;
 end
 $$;

@@ -504,6 +504,18 @@ def test_a_run_rings_once_however_many_scenarios_found_somebody(app: App, databa
     assert rung(app.db, listener) == [""]
 
 
+def test_a_run_rings_also_while_a_daemon_is_awake_for_the_others_sleep(app: App, database: Database) -> None:
+    listener = database.connect()
+    listener.execute("listen herald")
+    listener.execute("select pg_advisory_lock(1751479908, 1)")
+    at = now()
+    app.activity(app.person(), at - 30 * DAY)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=at - DAY)
+    rung(app.db, listener)
+    app.evaluate(at)
+    assert rung(app.db, listener) == [""]
+
+
 def rung(db: psycopg.Connection, listener: psycopg.Connection) -> list[str]:
     """The payloads of all rings so far: what is notified later arrives later."""
     listener.execute("listen so_far")

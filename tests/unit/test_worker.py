@@ -114,7 +114,7 @@ async def test_a_single_ring_keeps_nobody_awake() -> None:
     assert (database.slept, database.awake_since) == ([], None)
 
 
-async def test_the_app_keeps_half_of_the_time_however_many_people_are_touched() -> None:
+async def test_the_app_keeps_most_of_the_time_however_many_people_are_touched() -> None:
     database = Database(touched=True, seconds=0.02)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(worker(database, Doorbell()).run)
