@@ -9,14 +9,18 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from pgherald.oauth import FORCED_PAUSE
+from pgherald.store import AWAKE
 from tests.fault import naive_sql
 from tests.fault.brakes import stuck_records
 from tests.fault.conftest import lacks, needs
+from tests.fault.crowd import crowd
 from tests.fault.invariants import Broken
 from tests.fault.world import FULL, wait_until
 
@@ -33,26 +37,36 @@ if TYPE_CHECKING:
     Promise = Callable[..., Finding]
 
 SEEDS: Final = range(1, 21) if FULL else range(1, 3)
+CALLS: Final = "!getpid"
+"""Which system calls are crash points; uvloop asks for its own process id again and again, which nobody else sees."""
+
 EVERY: Final = 1 if FULL else 10
 
 
-def threads(daemon: Daemon) -> list[int]:
-    return sorted(int(each) for each in os.listdir(f"/proc/{daemon.pid}/task"))
+def threads(daemon: Daemon, which: str) -> list[int]:
+    """The event loop's thread, or all the `others`: who writes the spool, and who signs for an access token."""
+    loop, *others = sorted(int(each) for each in os.listdir(f"/proc/{daemon.pid}/task"))
+    return [loop] if which == "loop" else others
 
 
 class Tracer:
-    """strace on one thread: counts its system calls into a file, or kills the process at the `at`-th of them."""
+    """strace on some threads: writes their system calls down, or kills the process at the `at`-th of any of them."""
 
-    def __init__(self, thread: int, log: Path, at: int | None = None) -> None:
-        inject = [] if at is None else ["-e", f"inject=all:signal=SIGKILL:when={at}"]
+    def __init__(self, threads: list[int], log: Path, at: int | None = None) -> None:
+        inject = [] if at is None else ["-e", f"inject={CALLS}:signal=SIGKILL:when={at}"]
+        self._log = log
         self._errors = log.with_suffix(".err").open("wb")
+        targets = [part for thread in threads for part in ("-p", str(thread))]
         self.process = subprocess.Popen(
-            ["strace", "-o", str(log), "-e", "trace=all", *inject, "-p", str(thread)],
+            ["strace", "-s", "200", "-o", str(log), "-e", f"trace={CALLS}", *inject, *targets],
             stderr=self._errors,
             stdin=subprocess.DEVNULL,
         )
         path = log.with_suffix(".err")
-        wait_until(lambda: b"attached" in path.read_bytes() or self.process.poll() is not None, "strace attached")
+        wait_until(
+            lambda: path.read_bytes().count(b"attached") >= len(threads) or self.process.poll() is not None,
+            "strace attached",
+        )
         if b"attached" not in path.read_bytes():
             text = path.read_text()
             self.stop()
@@ -66,63 +80,111 @@ class Tracer:
         self.process.wait(60)
         self._errors.close()
 
+    def calls(self) -> int:
+        """How many system calls the busiest of the threads made, of the event loop's those until the batch was done."""
+        made: Counter[str] = Counter()
+        for line in self._log.read_text(errors="replace").splitlines():
+            if match := re.match(r"(?:(\d+) +)?[a-z_0-9]+\(", line):
+                made[match[1]] += 1
+            if "batch_dispatched" in line:
+                return made[match[1]] if match else 0
+        return max(made.values(), default=0)
 
-def one_dispatch(world: World, daemon: Daemon) -> None:
-    """One person acts, and the daemon is done with it or dead."""
+
+def one_dispatch(world: World, daemon: Daemon, *, token: bool = False) -> None:
+    """One person acts, and the daemon is done with it or dead. `token`: FCM takes the access token no more, so that the
+    daemon has to fetch another one."""
     (person,) = world.people(1)
     before = len(daemon.events("batch_dispatched"))
+    if token:
+        world.fcm.revoke_access_tokens()
     world.act([person])
     wait_until(
         lambda: not daemon.running or len(daemon.events("batch_dispatched")) > before, "the dispatch or the death"
     )
 
 
-def crash_points(
-    world: World, *, kinds: tuple[int, ...] = (0, 1), every: int = EVERY, variant: str | None = None
-) -> int:
-    """Kill a daemon at each system call from its wake-up to the end of the dispatch; start it again on its spool.
+def fall_asleep(world: World) -> None:
+    """Return once the daemon does nothing but wait to be woken: it has let go of the lock that it holds awake."""
+    wait_until(
+        lambda: (
+            not world.ask(
+                "select from pg_locks where locktype = 'advisory' and classid = %s and objid = %s "
+                "and database = (select oid from pg_database where datname = current_database())",
+                AWAKE,
+            )
+        ),
+        "asleep",
+    )
 
-    `kinds`: the event loop's thread (0), the thread that writes the spool (1)."""
-    daemon = world.daemon(variant=variant, poll_interval="30")
-    done = 0
-    for kind in kinds:
-        one_dispatch(world, daemon)  # so that the spool's thread is there, and connections are warm
-        log = world.directory / f"trace-{kind}"
-        tracer = Tracer(threads(daemon)[kind], log)
-        one_dispatch(world, daemon)
+
+def crash_points(
+    world: World, which: str, *, token: bool = False, every: int = EVERY, variant: str | None = None
+) -> int:
+    """Kill a daemon at each system call from its wake-up to the end of the dispatch; start it again on its spool."""
+    daemon = world.daemon(poll_interval="30", variant=variant)
+    log = world.directory / f"trace-{which}"
+
+    def trace(at: int | None = None) -> Tracer:
+        one_dispatch(world, daemon)  # so that all threads are there, and connections are warm
+        fall_asleep(world)
+        if token:
+            time.sleep(FORCED_PAUSE)  # sooner after the last one it would not fetch another
+        tracer = Tracer(threads(daemon, which), log, at)
+        one_dispatch(world, daemon, token=token)
+        return tracer
+
+    calls = []
+    for _ in range(2):
+        tracer = trace()
         tracer.stop()
-        calls = sum(1 for line in log.read_text().splitlines() if re.match(r"[a-z_0-9]+\(", line))
-        for at in range(1 + random.Random(kind).randrange(every), calls + 1, every):
-            if not daemon.running:
-                world.restart(daemon)
-            one_dispatch(world, daemon)
-            tracer = Tracer(threads(daemon)[kind], log, at)
-            one_dispatch(world, daemon)
-            with suppress(subprocess.TimeoutExpired):
-                daemon.process and daemon.process.wait(0.3)
-            if daemon.running:
-                tracer.stop()  # this time it took fewer calls
-                continue
-            world.kill(daemon)
-            tracer.stop()
-            done += 1
+        calls.append(tracer.calls())
+    every = max(1, min(every, min(calls) // 3))
+    points = range(1 + random.Random(which).randrange(every), min(calls) + 1, every)
+    done = 0
+    for at in points:
+        if not daemon.running:
+            world.restart(daemon)
+        tracer = trace(at)
+        with suppress(subprocess.TimeoutExpired):
+            daemon.process and daemon.process.wait(0.3)
+        if daemon.running:
+            tracer.stop()  # this time it took fewer calls
+            continue
+        world.kill(daemon)
+        tracer.stop()
+        done += 1
     if not daemon.running:
         world.restart(daemon)
-    world.rest()
+    world.rest(time_passes=True)
+    assert done >= max(1, len(points) // 3), f"{done} of {len(points)}"
     return done
 
 
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("token", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["", "with a new token"])
+@pytest.mark.parametrize("which", ["loop", "others"])
 def test_a_kill_at_any_system_call_of_a_dispatch_pushes_nothing_twice_and_loses_no_record(
-    make_world: Worlds, promise: Promise
+    make_world: Worlds, promise: Promise, which: str, token: bool
 ) -> None:
     needs("strace", "a kill at an exact system call")
     with make_world() as world:
         world.scenario()
-        points = crash_points(world)
-        assert points >= (60 if FULL else 4)
+        points = crash_points(world, which, token=token)
         finding = promise(world, points=points)
         assert finding.unknown <= points
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1800)
+def test_control_a_kill_at_any_system_call_finds_the_usual_queue_out(make_world: Worlds, promise: Promise) -> None:
+    needs("strace", "a kill at an exact system call")
+    with make_world() as world:
+        world.scenario()
+        naive_sql.spoil(world.db, "lease and reclaim")
+        crash_points(world, "loop", every=4, variant="keeps_no_spool")
+        with pytest.raises(Broken, match="pushed twice"):
+            promise(world, metrics=False)
 
 
 @pytest.mark.timeout(600)
@@ -162,62 +224,50 @@ def test_a_kill_between_the_spool_and_the_record_loses_nothing(make_world: World
         assert world.statuses() == {"sent": len(people)}
 
 
-def storm(world: World, seed: int, *, count: int, daemons: int = 3, seconds: float, variant: str | None = None) -> None:
-    """SIGKILL a daemon at random every 150 to 500 ms while people act, and start it again on its spool."""
+def storm(
+    world: World, fcm: EmulatorProcess, seed: int, *, count: int, seconds: float, variant: str | None = None
+) -> None:
+    """SIGKILL one of three daemons at random every 150 to 500 ms while people act, and start it again on its spool."""
     rng = random.Random(seed)
+    fcm.set_faults({"do": "latency", "seconds": [0.005, 0.05]}, seed=seed)  # so that there are pushes under way
     people = world.people(count)
-    running = [world.daemon(f"d{number}", variant=variant, start=False) for number in range(daemons)]
+    running = [world.daemon(f"d{number}", variant=variant, start=False) for number in range(3)]
     for each in running:
         each.start(ready=False)
     for each in running:
         each.wait_for("ready")
-    acting = threading.Thread(target=trickle, args=(world, people, rng.random()), daemon=True)
-    acting.start()
-    until = time.monotonic() + seconds
     restarts: list[threading.Thread] = []
-    while time.monotonic() < until:
-        time.sleep(rng.uniform(0.15, 0.5))
-        victim = rng.choice(running)
-        if victim.killed or not victim.running:
-            continue
-        world.kill(victim)
-        restart = threading.Thread(target=again, args=(world, victim), daemon=True)
-        restart.start()
-        restarts.append(restart)
-    acting.join()
+    with crowd(world, people, seconds) as acting:
+        while acting.is_alive():
+            time.sleep(rng.uniform(0.15, 0.5))
+            victim = rng.choice(running)
+            if victim.killed or not victim.running:
+                continue
+            world.kill(victim)
+            restart = threading.Thread(target=again, args=(victim,), daemon=True)
+            restart.start()
+            restarts.append(restart)
     for restart in restarts:
         restart.join(180)
     world.rest(180)
 
 
-def again(world: World, victim: Daemon) -> None:
+def again(victim: Daemon) -> None:
     victim.start(ready=False)
     with suppress(AssertionError, TimeoutError):
         victim.wait_for("starting")
         victim.killed = False
 
 
-def trickle(world: World, people: list[object], _seed: float) -> None:
-    """They act in bursts, on a connection of their own."""
-    with world.database.connect() as own:
-        for start in range(0, len(people), 250):
-            own.execute(
-                "insert into app.activity (user_id, activity_type) select u, 'contact' from unnest(%s::uuid[]) as u",
-                (people[start : start + 250],),
-            )
-            time.sleep(0.05)
-    world.acted += people  # type: ignore[arg-type]
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_kills_of_three_daemons_push_nothing_twice_and_lose_nothing(
-    make_world: Worlds, promise: Promise, seed: int, request: pytest.FixtureRequest
+    make_world: Worlds, promise: Promise, fcm: EmulatorProcess, seed: int, request: pytest.FixtureRequest
 ) -> None:
     server = request.getfixturevalue("pg15" if seed % 5 == 0 else "pg18")
     with make_world(server) as world:
         world.scenario()
-        storm(world, seed, count=10_000 if FULL else 1500, seconds=12 if FULL else 5)
+        storm(world, fcm, seed, count=10_000 if FULL else 1500, seconds=12 if FULL else 5)
         promise(world, seed=seed)
 
 
@@ -231,8 +281,7 @@ def test_control_random_kills_find_the_usual_queue_out(
     with make_world() as world:
         world.scenario()
         naive_sql.spoil(world.db, spoiled)
-        fcm.set_faults({"do": "latency", "seconds": 0.05})
-        storm(world, 1, count=1500, seconds=6)
+        storm(world, fcm, 1, count=1500, seconds=6)
         with pytest.raises(
             Broken, match="pushed twice" if spoiled == "lease and reclaim" else "never accepted|no history"
         ):
