@@ -249,6 +249,7 @@ def storm(
             restarts.append(restart)
     for restart in restarts:
         restart.join(180)
+    fcm.set_faults()
     world.rest(180)
 
 
@@ -267,7 +268,7 @@ def test_random_kills_of_three_daemons_push_nothing_twice_and_lose_nothing(
     server = request.getfixturevalue("pg15" if seed % 5 == 0 else "pg18")
     with make_world(server) as world:
         world.scenario()
-        storm(world, fcm, seed, count=10_000 if FULL else 1500, seconds=12 if FULL else 5)
+        storm(world, fcm, seed, count=10_000 if FULL else 1500, seconds=10 if FULL else 5)
         promise(world, seed=seed)
 
 
