@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol, assert_never
 import anyio
 
 from pgherald.backoff import retry_delay
+from pgherald.fcm import CancelledUnsent
 from pgherald.log import log, token_tag
 from pgherald.message import MessageError, UnsendableToken, build_message
 from pgherald.model import (
@@ -59,7 +60,8 @@ class Sender(Protocol):
     """The way to FCM: `pgherald.fcm.FcmClient`."""
 
     async def send(self, message: bytes, deadline: float) -> Answer:
-        """Send once, before `deadline` (time.monotonic()); never raises but for cancellation."""
+        """Send once, before `deadline` (time.monotonic()); never raises but for cancellation, which is CancelledUnsent
+        if nothing had left."""
         ...
 
 
@@ -210,7 +212,12 @@ class PushNotificationDispatcher:
         for number, device in enumerate(payload.devices):
             if number > 0:
                 self._pacing.charge(time.monotonic(), 1)  # the claim's allowance was for one
-            answer = await self._ask(payload, device)
+            try:
+                answer = await self._ask(payload, device)
+            except CancelledUnsent:
+                if accepted is not None or doubt is not None:
+                    raise asyncio.CancelledError from None  # to this device it has not left, to another it may have
+                raise
             match answer:
                 case Accepted(name):
                     accepted = accepted or Sent(name, device.device_id)
@@ -273,8 +280,9 @@ class PushNotificationDispatcher:
             async with self._slots:
                 started = True
                 result = await self.dispatch(prompt)
-        except asyncio.CancelledError:
-            # What had not begun is given back, what may be on its way is unknown.
+        except asyncio.CancelledError as error:
+            # What has not left is given back, what may be on its way is unknown.
+            started = started and not isinstance(error, CancelledUnsent)
             result = Unknown(Code.CONNECTION_LOST)
         except Exception as error:  # noqa: BLE001 - whatever it was, this prompt ends here and the others go on
             started = True

@@ -9,6 +9,7 @@ Times called `deadline` are moments of `time.monotonic()`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,11 +63,16 @@ class Unsure(Exception):
         self.code = code
 
 
+class CancelledUnsent(asyncio.CancelledError):
+    """A cancellation that came before any byte of the request had left for the peer."""
+
+
 class Transport(Protocol):
     """A way to POST. It sends each request at most once, whatever happens, and follows no redirect."""
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Response:
-        """POST, and read the whole answer before the deadline, or raise NotSent or Unsure."""
+        """POST, and read the whole answer before the deadline, or raise NotSent or Unsure; cancelled, CancelledUnsent
+        if nothing has left."""
         ...
 
 
@@ -81,7 +87,8 @@ class FcmClient:
         self._url = f"{endpoint.rstrip('/')}/v1/projects/{quote(project, safe=':')}/messages:send"
 
     async def send(self, message: bytes, deadline: float) -> Answer:
-        """Send a message of `build_message`. Never raises but for cancellation: then nobody knows what became of it."""
+        """Send a message of `build_message`. Never raises but for cancellation: then nobody knows what became of it,
+        unless it is CancelledUnsent."""
         answer, token = await self._try(message, deadline, stale=None)
         if isinstance(answer, Rejected) and answer.effect is Effect.REAUTH:
             again, newer = await self._try(message, deadline, stale=token)
@@ -109,6 +116,9 @@ class FcmClient:
         return outcome.classify(response.status, response.headers, response.body, datetime.now(UTC)), token
 
     async def _token(self, deadline: float, stale: str | None) -> str:
-        with anyio.move_on_after(deadline - time.monotonic()), suppress(NoOAuthToken):
-            return await (self._oauth.token() if stale is None else self._oauth.refresh(stale))
+        try:
+            with anyio.move_on_after(deadline - time.monotonic()), suppress(NoOAuthToken):
+                return await (self._oauth.token() if stale is None else self._oauth.refresh(stale))
+        except asyncio.CancelledError:
+            raise CancelledUnsent from None  # a first try that FCM answered with 401 counts for nothing
         return ""

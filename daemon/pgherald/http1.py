@@ -17,21 +17,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
 import httpx2
 
-from pgherald.fcm import ANSWER_MAX, KEEPALIVE, NotSent, Response, Unsure
+from pgherald.fcm import ANSWER_MAX, KEEPALIVE, CancelledUnsent, NotSent, Response, Unsure
 from pgherald.link import Link
 from pgherald.model import Code
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
+
+T = TypeVar("T")
 
 HEAD_MAX: Final = 16_384
 """Bytes of an answer's head at most; FCM's have about 500."""
@@ -104,10 +106,13 @@ class Http1Transport:
         """See `pgherald.fcm.Transport`."""
         target = _target(url)
         request = b"%bcontent-length: %d\r\n%b\r\n%b" % (target.line, len(body), self._lines(headers), body)
-        await _acquire(self._slots, deadline)
+        await _unsent(_acquire(self._slots, deadline))
         connection = None
         try:
-            connection = self._kept(target) or await self._made(target, deadline)
+            connection = self._kept(target)
+            if connection is None:
+                made: _Connection = await _unsent(self._made(target, deadline))
+                connection = made
             if deadline <= time.monotonic():
                 raise NotSent
             answer = await connection.exchange(request, deadline)
@@ -178,6 +183,14 @@ class Http1Transport:
     async def _connect(self, target: _Target, address: str) -> _Connection:
         context = self._ssl_context if target.tls else None
         return _Connection(await Link.open(address, target.port, context, target.host), self._all, self._watch)
+
+
+async def _unsent(step: Awaitable[T]) -> T:
+    """Something that comes before a request is sent."""
+    try:
+        return await step
+    except asyncio.CancelledError:
+        raise CancelledUnsent from None
 
 
 async def _acquire(slots: anyio.Semaphore, deadline: float) -> None:

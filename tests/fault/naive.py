@@ -240,6 +240,11 @@ def ends_at_once() -> None:
     service._stop_on_signal = end  # type: ignore[assignment]  # noqa: SLF001
 
 
+def doubts_what_never_left() -> None:
+    """Whatever a stop interrupts may have been sent."""
+    dispatcher.CancelledUnsent = ZeroDivisionError  # type: ignore[attr-defined,assignment]
+
+
 def takes_back_what_left() -> None:
     """What a stop interrupts goes back into the queue, sent or not."""
     outcome = dispatcher.PushNotificationDispatcher._outcome  # noqa: SLF001
@@ -387,6 +392,7 @@ VARIANTS: Final[dict[str, Callable[[], None]]] = {
         forgets_what_it_asked_for,
         ends_at_once,
         takes_back_what_left,
+        doubts_what_never_left,
         never_waits,
         listens_once,
         trusts_its_clock,

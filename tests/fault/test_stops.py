@@ -200,6 +200,46 @@ def test_a_claim_that_a_second_sigterm_finds_unanswered_is_given_back(
                 promise(world, unknown=(), metrics=False)
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(None, id="promise"),
+        pytest.param("doubts_what_never_left", id="control", marks=pytest.mark.thorough),
+    ],
+)
+@pytest.mark.parametrize("lacking", ["token", pytest.param("connection", marks=pytest.mark.thorough)])
+def test_what_a_second_sigterm_finds_unsent_is_given_back(
+    make_world: Worlds, promise: Promise, fcm: EmulatorProcess, lacking: str, variant: str | None
+) -> None:
+    with make_world() as world, socket.create_server(("127.0.0.1", 0)) as deaf:
+        world.scenario()
+        people = world.people(10)
+        elsewhere = {}
+        if lacking == "token":
+            fcm.set_faults({"do": "silent", "on": "token"})
+        else:  # its kernel takes the connection, and nobody ever says a word of TLS
+            elsewhere = {"fcm_endpoint": f"https://127.0.0.1:{deaf.getsockname()[1]}"}
+        daemon = world.daemon(start=False, send_deadline="60", variant=variant, **elsewhere)  # type: ignore[arg-type]
+        world.act(people)
+        daemon.start(ready=False)
+        wait_until(lambda: daemon.metric("pgherald_in_flight") == len(people), "all waiting")
+        for event in ("stopping", "stopping_at_once"):
+            daemon.send(signal.SIGTERM)
+            daemon.wait_for(event)
+        assert daemon.wait() == 0
+        fcm.set_faults()
+        assert world.pushes() == []
+        if variant is None:
+            assert world.statuses() == {"ready": len(people)}
+        world.daemon("next")
+        world.rest()
+        if variant is None:
+            promise(world, unknown=())
+        else:
+            with pytest.raises(Broken, match="unknown: "):
+                promise(world, unknown=(), metrics=False)
+
+
 @pytest.mark.thorough
 def test_control_a_daemon_that_keeps_no_spool_is_found_out_when_the_records_are_late(
     make_world: Worlds, promise: Promise
