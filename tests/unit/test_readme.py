@@ -72,6 +72,9 @@ def test_every_command_is_told_of_and_no_other() -> None:
 def test_every_make_target_that_is_told_of_exists() -> None:
     makefile = (README.parent / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    benches = README.parent / "tests" / "bench"
+    targets |= {f"bench-{path.stem}" for path in benches.glob("*.py") if "__main__" in path.read_text("utf-8")}
+    targets |= {f"bench-{path.parent.name}" for path in benches.glob("*/__main__.py")}
     told = set(re.findall(r"make ([a-z-]+)", "\n".join(re.findall(r"`[^`\n]+`", README.read_text("utf-8")))))
     assert {"demo", "test"} <= told <= targets
 
