@@ -124,12 +124,14 @@ def crash_points(
     """Kill a daemon at each system call from its wake-up to the end of the dispatch; start it again on its spool."""
     daemon = world.daemon(poll_interval="30", variant=variant)
     log = world.directory / f"trace-{which}"
+    fetched = [0]
 
     def trace(at: int | None = None) -> Tracer:
         one_dispatch(world, daemon)  # so that all threads are there, and connections are warm
         fall_asleep(world)
-        if token:
-            time.sleep(FORCED_PAUSE)  # sooner after the last one it would not fetch another
+        if token and daemon.lives == fetched[-1]:
+            time.sleep(FORCED_PAUSE)  # sooner after the last one this process would not fetch another
+        fetched.append(daemon.lives)
         tracer = Tracer(threads(daemon, which), log, at)
         one_dispatch(world, daemon, token=token)
         return tracer
