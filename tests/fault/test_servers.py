@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Worlds = Callable[..., AbstractContextManager[World]]
     Promise = Callable[..., Finding]
 
-CRASHES = (6, 5.0, 40.0) if FULL else (2, 0.5, 2.0)
+CRASHES = (5, 5.0, 40.0) if FULL else (2, 0.5, 2.0)
 """How often the server crashes, and after how many seconds at least and at most."""
 
 
@@ -50,7 +50,7 @@ CRASHES = (6, 5.0, 40.0) if FULL else (2, 0.5, 2.0)
 def test_a_postgres_that_crashes_again_and_again(
     make_world: Worlds, promise: Promise, own_server: Server, fcm: EmulatorProcess, asynchronous: bool
 ) -> None:
-    count, least, most = (3, 5.0, 15.0) if FULL and asynchronous else CRASHES
+    count, least, most = (2, 5.0, 15.0) if FULL and asynchronous else CRASHES
     seed = 3 + asynchronous
     rng = random.Random(seed)
     pauses = [rng.uniform(least, most) for _ in range(count)]
@@ -304,7 +304,7 @@ def test_a_black_hole_on_the_database_link_is_noticed_within_ten_seconds(
             assert daemon.events("listener_lost") == []
             return
         lost = daemon.wait_for("listener_lost")
-        assert datetime.fromisoformat(lost["ts"]).timestamp() - began < 10.5
+        assert datetime.fromisoformat(lost["ts"]).timestamp() - began < 10
         run("ip", "link", "set", f"{name}a", "up")
         daemon.wait_for("listening", count=2)
         wait_until(lambda: "database_away" not in daemon.page("/readyz"), "working again")
