@@ -141,7 +141,7 @@ DATABASE_URL: Final = Setting(
         "credential, `LoadCredential=pgpass:...` with `Environment=PGPASSFILE=%d/pgpass`"
     ),
     accepts=_CONNINFO,
-    example="postgresql://herald_daemon@db.example.org/app",
+    example="postgresql://pgherald@db.example.org/app",
     parse=values.conninfo,
     otherwise=lambda _environ: "",
 )
@@ -150,7 +150,7 @@ LISTEN_URL: Final = Setting(
     default="PGHERALD_DATABASE_URL",
     meaning="The listener's own direct connection, needed if the first goes through a pooler: LISTEN needs a session",
     accepts=_CONNINFO,
-    example="postgresql://herald_daemon@db.example.org:5432/app",
+    example="postgresql://pgherald@db.example.org:5432/app",
     parse=values.conninfo,
     otherwise=lambda environ: environ.get(DATABASE_URL.name, "").strip(),
 )

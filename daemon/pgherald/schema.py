@@ -167,25 +167,23 @@ def migrate(conninfo: str, *, with_reference: bool = False, dry_run: bool = Fals
     raise AssertionError("unreachable")
 
 
-def connect(conninfo: str) -> psycopg.Connection:
-    """A connection for a command; ConfigError, without the DSN in it, when there is none to be had."""
+def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL") -> psycopg.Connection:
+    """A connection for a command; ConfigError, with the setting and without the DSN, when there is none to be had."""
     try:
         return psycopg.connect(
             conninfo, application_name="pgherald", connect_timeout=10, fallback_application_name=None
         )
     except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
         kind = NotNow if re.search(_NOT_NOW, str(error), re.IGNORECASE) else ConfigError
-        raise kind(unreachable(conninfo, error)) from None
+        raise kind(unreachable(conninfo, error, setting)) from None
 
 
-def unreachable(conninfo: str, error: BaseException) -> str:
+def unreachable(conninfo: str, error: BaseException, setting: str = "PGHERALD_DATABASE_URL") -> str:
     """Why there is no connection, without a password or a DSN in it: host, port, database, the server's own reason."""
     try:
         place = psycopg.conninfo.conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
-        return (
-            "PGHERALD_DATABASE_URL: not a connection string; for example postgresql://pgherald@db.example.org:5432/app"
-        )
+        return f"{setting}: not a connection string; for example postgresql://pgherald@db.example.org:5432/app"
     reason = next(
         (hint for pattern, hint in _REASONS if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL)),
         "look into the server's log",
@@ -197,7 +195,7 @@ def unreachable(conninfo: str, error: BaseException) -> str:
             f"database {place.get('dbname') or 'of the user name'}",
         )
     )
-    return f"PGHERALD_DATABASE_URL: no connection to Postgres ({where}): {reason}"
+    return f"{setting}: no connection to Postgres ({where}): {reason}"
 
 
 #: What may be otherwise in a moment, without anybody changing a setting.
@@ -212,6 +210,17 @@ _REASONS = (
     (r"password authentication failed|no password supplied", "the password is wrong or missing"),
     (r'database ".*" does not exist', "there is no such database"),
     (r'role ".*" does not exist', "there is no such role"),
+    (
+        r"is not permitted to log in",
+        "this role may not log in; make one that may: create role pgherald login in role herald_daemon",
+    ),
+    (
+        r"permission denied for database",
+        "this role may not connect to this database; as its owner: grant connect on database ... to ...",
+    ),
+    (r"not currently accepting connections", "this database is closed to connections (allow_connections)"),
+    (r"definition of service .* not found|service file .* not found", "there is no such service in pg_service.conf"),
+    (r"received invalid response|invalid response to SSL", "what listens there is not Postgres"),
     (r"no pg_hba.conf entry", "the server's pg_hba.conf does not let this client in"),
     (r"connection refused|no such file or directory", "nothing listens there; is the server running?"),
     (r"could not translate host name|name or service not known", "the host name is unknown"),
@@ -264,6 +273,23 @@ def check_for_daemon(conninfo: str) -> int:
             "upgrade pgherald"
         )
     return int(version)
+
+
+def check_listening(listen_url: str, database_url: str) -> None:
+    """Refuse a connection of the listener's own that cannot work; NotNow where it may in a moment."""
+    named = []
+    for conninfo, setting in ((listen_url, "PGHERALD_LISTEN_URL"), (database_url, "PGHERALD_DATABASE_URL")):
+        try:
+            with connect(conninfo, setting) as connection:
+                row = connection.execute("select pg_catalog.current_database()").fetchone()
+        except psycopg.Error as error:
+            raise NotNow(f"{setting}: the database would not say its name: {type(error).__name__}") from None
+        named.append(row[0] if row else None)
+    if named[0] != named[1]:
+        raise ConfigError(
+            f"PGHERALD_LISTEN_URL: leads to database {named[0]}, and not to {named[1]} as PGHERALD_DATABASE_URL does: "
+            "a NOTIFY stays in its database; name the same one in both"
+        )
 
 
 def excess_rights(conninfo: str) -> tuple[str, ...]:

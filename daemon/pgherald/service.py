@@ -29,6 +29,7 @@ from pgherald import exporter, schema
 from pgherald.config import (
     FCM_CREDENTIALS,
     FCM_PROJECT,
+    LISTEN_URL,
     LOG_LEVEL,
     MAX_RATE,
     METRICS_TLS_CERTIFICATE,
@@ -137,6 +138,11 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
     )
     guard = Guard(await anyio.to_thread.run_sync(server_context, settings))
     await _check_schema(settings.database_url, notifier, managed=bool(environ.get("NOTIFY_SOCKET")))
+    if settings.listen_url != settings.database_url:
+        try:
+            await anyio.to_thread.run_sync(schema.check_listening, settings.listen_url, settings.database_url)
+        except schema.NotNow:
+            log.error("listener_unreachable", setting=LISTEN_URL.name)  # until it is back, polling finds the work
     config = DispatchConfig(
         owner=f"{socket.gethostname()}:{os.getpid()}",
         max_in_flight=settings.max_in_flight,

@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +145,66 @@ def test_a_wrong_password_and_a_wrong_database(database: Database, home: Path, k
             found = refusal(command, home=home, PGHERALD_FCM_CREDENTIALS=key, PGHERALD_DATABASE_URL=wrong)
             found.names("PGHERALD_DATABASE_URL", said)
             assert password not in found.said
+
+
+@ON_18
+def test_a_role_or_a_database_that_lets_nobody_in(database: Database, home: Path, key: Path) -> None:
+    superuser = database.connect()
+    superuser.execute("drop role if exists outsider")
+    superuser.execute("create role outsider login in role herald_daemon")
+    superuser.execute(f"revoke connect on database {database.name} from public")
+    try:
+        for role, said in (
+            ("herald_daemon", "may not log in; make one that may: create role pgherald login in role herald_daemon"),
+            ("outsider", "may not connect to this database; as its owner: grant connect on database ... to ..."),
+        ):
+            found = refusal(
+                "run",
+                home=home,
+                PGHERALD_FCM_CREDENTIALS=key,
+                PGHERALD_DATABASE_URL=database.server.cluster.dsn(database.name, role),
+            )
+            found.names("PGHERALD_DATABASE_URL: no connection to Postgres", said)
+    finally:
+        superuser.execute("drop role outsider")
+
+
+def test_a_service_that_libpq_does_not_know_and_a_port_that_is_not_postgres(home: Path, key: Path) -> None:
+    found = refusal("migrate", home=home, PGHERALD_DATABASE_URL="service=nowhere")
+    found.names("PGHERALD_DATABASE_URL", "no such service in pg_service.conf")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_answer_like_a_web_server, args=(server,), daemon=True).start()
+        port = server.getsockname()[1]
+        found = refusal("migrate", home=home, PGHERALD_DATABASE_URL=f"postgresql://u@127.0.0.1:{port}/app")
+    found.names(f"port {port}", "what listens there is not Postgres")
+
+
+def _answer_like_a_web_server(server: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            with client:
+                client.recv(1000)
+                client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@ON_18
+def test_a_listening_connection_that_cannot_work(database: Database, home: Path, key: Path) -> None:
+    right = database.dsn_as("postgres", tcp=True)
+    password = database.server.cluster.password
+    for wrong, said in (
+        (right.replace(password, SECRET), "no connection to Postgres"),
+        (right.replace(f"/{database.name}", "/postgres"), f"leads to database postgres, and not to {database.name}"),
+    ):
+        found = refusal(
+            "run",
+            home=home,
+            PGHERALD_FCM_CREDENTIALS=key,
+            PGHERALD_DATABASE_URL=database.daemon_dsn,
+            PGHERALD_LISTEN_URL=wrong,
+        )
+        found.names("PGHERALD_LISTEN_URL", said)
+        assert "PGHERALD_DATABASE_URL: " not in found.said
 
 
 def test_a_host_that_does_not_exist(home: Path) -> None:
