@@ -105,7 +105,8 @@ begin
   for v_name in select r.key from jsonb_each(coalesce(p_schema -> 'dependentRequired', '{}')) as r where p_params ? r.key
   loop
     if not p_params ?& array(select jsonb_array_elements_text(p_schema -> 'dependentRequired' -> v_name)) then
-      return format('parameter "%s" needs %s', v_name, p_schema -> 'dependentRequired' ->> v_name);
+      return format('parameter "%s" needs %s', v_name,
+        (select string_agg(format('"%s"', d.value), ', ') from jsonb_array_elements_text(p_schema -> 'dependentRequired' -> v_name) as d));
     end if;
   end loop;
   for v_name in select k.name from jsonb_object_keys(p_params) as k (name) order by 1
@@ -184,6 +185,30 @@ begin
   if v_bad is not null then
     raise exception '%', v_bad
       using errcode = 'invalid_parameter_value', hint = 'list it in the properties of p_params_schema';
+  end if;
+  -- what is left of a sentence without its placeholders, and then without its options
+  select format('a brace or bracket in the sentence "%s" of scenario type "%s" is not closed', d.key, p_scenario_type) into v_bad
+  from jsonb_each_text(p_description) as d
+  where regexp_replace(regexp_replace(d.value, '\{\w+(:[^{}]*|#)?\}', '', 'g'), '\[\w+:[^][]*\]', '', 'g') ~ '[][{}]'
+  limit 1;
+  if v_bad is not null then
+    raise exception '%', v_bad
+      using errcode = 'invalid_parameter_value', hint = 'placeholders are {name}, {name#}, {name:day|days}, and [name:text if it is set|text if not]';
+  end if;
+  -- herald.value_problem() would let anything pass
+  select format('parameter "%s" of scenario type "%s" has the unknown type %s', s.name, p_scenario_type, s.schema ->> 'type') into v_bad
+  from (
+    select k.key as name, k.value as schema
+    from jsonb_each(case jsonb_typeof(p_params_schema -> 'properties') when 'object' then p_params_schema -> 'properties' else '{}' end) as k
+    union all
+    select k.key, k.value -> 'items'
+    from jsonb_each(case jsonb_typeof(p_params_schema -> 'properties') when 'object' then p_params_schema -> 'properties' else '{}' end) as k
+  ) as s
+  where coalesce(s.schema ->> 'type', 'string') not in ('integer', 'number', 'boolean', 'string', 'array')
+  limit 1;
+  if v_bad is not null then
+    raise exception '%', v_bad
+      using errcode = 'invalid_parameter_value', hint = 'integer, number, boolean, string, or array with items of one of these; none to accept anything';
   end if;
   insert into herald.scenario_type (scenario_type, evaluator, still_due, why, description, params_schema)
   select p_scenario_type, q.evaluator, q.still_due, q.why, p_description, p_params_schema

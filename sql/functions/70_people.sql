@@ -193,10 +193,12 @@ begin
     from (
       select x.text_key, x.text,
         -- 'nb_NO', as phones and older databases write it, is 'nb-NO'
-        case lower(x.locale)
-          when lower(replace(r.locale, '_', '-')) then 1
-          when lower(substring(r.locale from '^[A-Za-z]+')) then 2
-          when 'en' then 3
+        case
+          when lower(x.locale) = lower(replace(r.locale, '_', '-')) then 1
+          when lower(x.locale) = lower(substring(r.locale from '^[A-Za-z]+')) then 2
+          -- Norwegian under its other names, as in herald.describe()
+          when lower(x.locale) = 'nb' and lower(substring(r.locale from '^[A-Za-z]+')) in ('no', 'nn') then 3
+          when lower(x.locale) = 'en' then 4
         end as place
       from herald.message_text as x
       where x.text_key in (k.title_key, k.body_key)

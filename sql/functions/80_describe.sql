@@ -164,7 +164,7 @@ return (
       (5, p_scenario.devices = 'all', 'on all devices', 'på alle enheter'),
       (6, p_scenario.max_prompts_per_run is not null,
         format('held if it would reach more than %s people at once', p_scenario.max_prompts_per_run),
-        format('holdes tilbake hvis den ville nå mer enn %s personer på en gang', p_scenario.max_prompts_per_run)),
+        format('holdes tilbake hvis den ville nå flere enn %s personer på en gang', p_scenario.max_prompts_per_run)),
       (7, p_scenario.mode = 'canary',
         format('only to %s %% of the people', p_scenario.canary_percent),
         format('bare til %s %% av personene', p_scenario.canary_percent)),

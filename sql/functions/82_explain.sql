@@ -244,9 +244,11 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_now is null or not isfinite(p_now)
-    or not exists (select from herald.scenario_type as t where t.scenario_type = p_scenario_type)
-  then
+  if p_now is null or not isfinite(p_now) then
+    raise exception 'explain needs a moment'
+      using errcode = 'invalid_parameter_value', hint = 'select * from herald.explain(''<user_id>'', ''inactivity'', now())';
+  end if;
+  if not exists (select from herald.scenario_type as t where t.scenario_type = p_scenario_type) then
     raise exception 'unknown scenario type "%"', p_scenario_type
       using errcode = 'invalid_parameter_value',
             hint = 'known: ' || (select string_agg(t.scenario_type, ', ' order by t.scenario_type) from herald.scenario_type as t);

@@ -113,7 +113,7 @@ CONDITIONS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"cooldown": "0", "max_prompts_per_run": 500},
         "; held if it would reach more than 500 people at once",
-        "; holdes tilbake hvis den ville nå mer enn 500 personer på en gang",
+        "; holdes tilbake hvis den ville nå flere enn 500 personer på en gang",
     ),
     (
         {"cooldown": "0", "mode": "canary", "canary_percent": 10},

@@ -247,6 +247,12 @@ def test_an_unknown_type_is_refused_with_the_known_ones(app: App) -> None:
     assert caught.value.diag.message_hint == "known: expiry, follow_up, inactivity, milestone"
 
 
+def test_no_moment_at_all_is_refused_as_that(app: App) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="explain needs a moment") as caught:
+        app.db.execute("select herald.explain(%s, 'expiry', null)", (app.person(),))
+    assert "herald.explain(" in (caught.value.diag.message_hint or "")
+
+
 def test_an_evaluator_that_fails_is_named_without_its_words(app: App) -> None:
     person = app.person()
     inactivity(app)

@@ -356,6 +356,7 @@ def test_content_is_of_ones_own_push_in_ones_own_locale(database: Database, db: 
     assert content(database, A1, UNKNOWN) == []
     assert content(database, B1, NOTIFICATION_B1) == [("Hei", "How are you?")]
     titles = {"nb": "Hei", "nb_NO": "Hei", "NB-no": "Hei", "en-GB": "Hello", "fr": "Hello", "": "Hello"}
+    titles |= {"no": "Hei", "nn-NO": "Hei", "no_NO": "Hei"}  # as herald.describe has it
     for locale, title in titles.items():
         db.execute("update app.peer_mentor set locale = %s where user_id = %s", (locale, A1))
         assert content(database, A1, NOTIFICATION_A1) == [(title, "How are you?")], locale

@@ -37,7 +37,7 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("inactivity", {"days": True}, 'parameter "days" must be a whole number'),
     ("inactivity", {"days": 30, "day": 1}, 'unknown parameter "day"; it takes "days", "max_repeats", "repeat_days"'),
     ("inactivity", {"days": 30, "repeat_days": None}, 'parameter "repeat_days" must be a whole number'),
-    ("inactivity", {"days": 30, "max_repeats": 3}, 'parameter "max_repeats" needs ["repeat_days"]'),
+    ("inactivity", {"days": 30, "max_repeats": 3}, 'parameter "max_repeats" needs "repeat_days"'),
     ("inactivity", [30], "params must be a JSON object"),
     ("milestone", {"counts": 10}, 'parameter "counts" must be a list of at least 1'),
     ("milestone", {"counts": []}, 'parameter "counts" must be a list of at least 1'),

@@ -83,6 +83,18 @@ def test_the_table_of_files_names_every_file() -> None:
         ({"description": {"nb": "Send"}}, psycopg.errors.InvalidParameterValue, "no sentence in English"),
         ({"description": {"en": "Send {dayz}"}}, psycopg.errors.InvalidParameterValue, 'unknown parameter "dayz"'),
         ({"description": None}, psycopg.errors.InvalidParameterValue, "needs an evaluator, a description"),
+        ({"description": {"en": "Send {days"}}, psycopg.errors.InvalidParameterValue, 'sentence "en" .* is not closed'),
+        ({"description": {"en": "[days:{days}|now"}}, psycopg.errors.InvalidParameterValue, "is not closed"),
+        (
+            {"schema": {"type": "object", "properties": {"days": {"type": "int"}}}},
+            psycopg.errors.InvalidParameterValue,
+            'parameter "days" of scenario type "birthday" has the unknown type int',
+        ),
+        (
+            {"schema": {"properties": {"days": {"type": "array", "items": {"type": ["integer", "null"]}}}}},
+            psycopg.errors.InvalidParameterValue,
+            'parameter "days" .* has the unknown type',
+        ),
         ({"evaluator": "pg_catalog.now"}, psycopg.errors.InvalidFunctionDefinition, "evaluator now has the wrong form"),
         ({"evaluator": "app.private"}, psycopg.errors.InsufficientPrivilege, "herald_owner may not call app.private"),
         ({"evaluator": "app.volatile"}, psycopg.errors.InvalidFunctionDefinition, "wrong form"),

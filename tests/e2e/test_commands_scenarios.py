@@ -47,6 +47,17 @@ def test_status_of_an_empty_database_says_what_to_do_first(pgherald: Command) ->
     assert "No scenarios yet: insert into herald.scenario" in answer.out
 
 
+def test_a_first_run_that_is_still_to_come_is_said_to_come(
+    pgherald: Command, organisation: Organisation, database: Database
+) -> None:
+    organisation.scenario()
+    assert "next as soon as somebody makes them" in pgherald("status").text
+    with database.connect("herald_daemon_login") as leader:
+        leader.execute("select pg_try_advisory_lock(1751479908, 2)")
+        answer = pgherald("status").text
+    assert "no run yet, next within a minute" in answer
+
+
 def test_status_shows_each_scenario_with_its_sentence_and_numbers_at_80_columns(
     pgherald: Command, organisation: Organisation
 ) -> None:
@@ -229,6 +240,11 @@ def test_backtest_draws_days_and_names_whom_it_would_have_reached_most(
     for days in (2, 4, 12, 20):
         organisation.activity(often, ago=f"{days} days")
     organisation.activity(once, ago="4 days")
+    answer = pgherald("backtest", "after a contact", "--days", "10")
+    assert "3 candidates, 2 pushes" in answer.out
+    assert "no push for 1: within the cooldown or the same UTC day, opted out, not active" in answer.text
+    answer = pgherald("backtest", "after a contact", "--days", "30", "--to", "2001-01-01")
+    assert answer.out.splitlines()[1] == "  0 candidates, 0 pushes"
     answer = pgherald("backtest", "after a contact", "--days", "30")
     assert answer.code == 0
     assert "5 candidates, 4 pushes" in answer.out
@@ -292,6 +308,9 @@ def test_a_window_that_is_none_is_refused_as_such(pgherald: Command, organisatio
     answer = pgherald("preview", "first steps", "--window", "a while")
     assert (answer.code, answer.out) == (2, "")
     assert "interval" in answer.err
+    seconds = pgherald("preview", "first steps", "--window", "2")  # to Postgres that is two seconds
+    assert (seconds.code, seconds.out) == (2, "")
+    assert "has no unit; for example '2 days'" in seconds.err
 
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)

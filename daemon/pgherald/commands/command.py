@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -75,6 +76,13 @@ def as_seconds(text: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise argparse.ArgumentTypeError("is not a number of seconds from 0.1 to 3600")
     return seconds
+
+
+def as_window(text: str) -> str:
+    """A duration for Postgres to read; a number without a unit would be seconds to it, and is hardly meant so."""
+    if re.fullmatch(r"[-+.\d\s]*", text):
+        raise argparse.ArgumentTypeError("has no unit; for example '2 days'")
+    return text
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:

@@ -14,6 +14,7 @@ from pgherald.commands.command import (
     SCENARIO,
     as_moment,
     as_uuid,
+    as_window,
     command,
     connected,
     say,
@@ -150,7 +151,9 @@ def _add_preview(commands: Commands) -> None:
         "The same candidates and the same gates as a run; nothing is written.",
     )
     _add_definition(parser)
-    parser.add_argument("--window", default="7 days", help="how far to look back, such as '12 hours' (default: 7 days)")
+    parser.add_argument(
+        "--window", type=as_window, default="7 days", help="how far to look back, such as '12 hours' (default: 7 days)"
+    )
     parser.add_argument("--now", type=as_moment, metavar="MOMENT", help=f"as if it were then: {AT}")
     parser.add_argument("--limit", type=whole(0, 1_000_000, "a number"), default=20, help="people listed (default: 20)")
 
@@ -233,9 +236,12 @@ def _backtest_text(name: str, begin: datetime, end: datetime, rows: Sequence[Bac
     due, sent = sum(row.candidates for row in days), sum(row.sent for row in days)
     lines = [
         to.paint(f"{name}, {moment(begin)} to {moment(end)} UTC", Colour.BOLD),
-        f"  {count(due, 'candidate')}, {count(sent, 'push', 'pushes')}; the cooldown would have stopped the rest",
+        f"  {count(due, 'candidate')}, {count(sent, 'push', 'pushes')}",
         "",
     ]
+    if sent < due:
+        why = "within the cooldown or the same UTC day, opted out, not active, or outside the canary"
+        lines[1] += "\n" + to.wrap(f"no push for {due - sent:,}: {why}", 2, 4)
     step = 1 if len(days) <= 35 else 7 if len(days) <= 245 else 30
     bars = [days[at : at + step] for at in range(0, len(days), step)]
     most = max((sum(row.candidates for row in bar) for bar in bars), default=0)

@@ -98,7 +98,7 @@ def _soon(outbox: OutboxStatus) -> str:
     """When the next scheduled run is to be expected."""
     following = _next_run(outbox)
     if following is None:
-        return "as soon as somebody makes them"
+        return "within a minute" if outbox.leader or outbox.cron else "as soon as somebody makes them"
     if _is_late(outbox):
         return "overdue"
     return "now" if following <= outbox.now else ago(following, outbox.now)
