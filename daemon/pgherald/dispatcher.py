@@ -273,7 +273,7 @@ class PushNotificationDispatcher:
         return answer
 
     async def _dispatch_and_record(self, prompt: Prompt, summary: _Summary) -> None:
-        """One prompt from its slot to whoever writes its record; the program's one broad except is here."""
+        """One prompt from its slot to whoever writes its record; a broad except is here."""
         started = False
         result: DispatchResult
         try:

@@ -18,7 +18,7 @@ import anyio
 from pgherald.backoff import reconnect_delay
 from pgherald.log import describe_exception, log
 from pgherald.spool import Entry, SpoolFailed
-from pgherald.store import PASSING_ERRORS, PLAIN, STORE_ERRORS, Settled, Settlement
+from pgherald.store import PASSING_ERRORS, PLAIN, Settled, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -166,7 +166,7 @@ class Recorder:
                 await self._write(batch)
             except PASSING_ERRORS as error:
                 self._owe(batch, error)
-            except STORE_ERRORS as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, what FCM accepted is not forgotten
                 if len(batch) == 1:
                     self._owe(batch, error)
                     return
@@ -174,7 +174,7 @@ class Recorder:
                 for outcome in batch:
                     try:
                         await self._write([outcome])
-                    except STORE_ERRORS as own:
+                    except Exception as own:  # noqa: BLE001
                         self._owe([outcome], own)
 
     async def _write(self, batch: Sequence[Outcome]) -> None:

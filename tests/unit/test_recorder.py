@@ -9,6 +9,7 @@ from uuid import uuid4
 import anyio
 import psycopg
 
+from pgherald.config import LogLevel
 from pgherald.metrics import Metrics
 from pgherald.model import DeviceId, NotificationId, PromptId
 from pgherald.recorder import Outcome, Recorder
@@ -18,6 +19,9 @@ from pgherald.store import Settled, Settlement
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import pytest
+
+    from pgherald.log import Log
     from pgherald.model import Revoked
 
 
@@ -43,6 +47,7 @@ class FakeLedger:
     def __init__(self, journal: FakeJournal) -> None:
         self.journal = journal
         self.away = False
+        self.odd = False
         self.batches: list[int] = []
         self.too_early: list[PromptId] = []
 
@@ -52,6 +57,8 @@ class FakeLedger:
         await anyio.sleep(0.01)
         if self.away:
             raise psycopg.OperationalError
+        if self.odd:
+            raise RuntimeError
         self.batches.append(len(settlements))
         self.too_early += [s.prompt_id for s in settlements if s.prompt_id not in self.journal.safe]
         return {s.prompt_id: Settled(True, s.outcome) for s in settlements}, {}
@@ -90,6 +97,31 @@ def test_what_comes_together_is_spooled_and_written_together_and_never_written_f
     assert sum(journal.writes) == sum(ledger.batches) == 200
     assert len(journal.writes) <= 3
     assert ledger.too_early == []
+    assert journal.safe == set()
+
+
+def test_an_error_that_nobody_expects_is_told_with_the_details_and_the_record_is_owed(
+    capfd: pytest.CaptureFixture[str], process_log: Log
+) -> None:
+    process_log.set_up(LogLevel.INFO, None, strict=True)
+    recorder, ledger, journal = make()
+    ledger.odd = True
+    outcomes = [accepted() for _ in range(3)]
+
+    async def scenario() -> None:
+        await record_all(recorder, outcomes)
+        assert recorder.owed == 3
+        ledger.odd = False
+        await recorder.pay()
+
+    anyio.run(scenario)
+
+    said = [line for line in capfd.readouterr().err.splitlines() if '"record_failed"' in line]
+    for outcome in outcomes:
+        (line,) = [line for line in said if str(outcome.settlement.prompt_id) in line]
+        assert '"level":"critical"' in line
+        assert "RuntimeError" in line
+    assert all(outcome.written for outcome in outcomes)
     assert journal.safe == set()
 
 
