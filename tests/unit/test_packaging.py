@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -166,6 +168,22 @@ def test_both_locks_pin_every_dependency_by_hash_and_name_no_place_to_fetch_it_f
         assert "--index" not in text
         for pinned in re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]:
             assert "--hash=sha256:" in pinned
+
+
+def test_what_the_daemon_imports_is_declared_and_nothing_that_only_the_demo_needs() -> None:
+    package = ROOT / "daemon" / "pgherald"
+    for_trying = {package / "embedded.py", *package.glob("emulator/**/*.py"), *package.glob("demo/**/*.py")}
+    imported = set()
+    for file in set(package.rglob("*.py")) - for_trying:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                imported.add(node.module.partition(".")[0])
+    known = importlib.metadata.packages_distributions()
+    foreign = imported - sys.stdlib_module_names - {"pgherald"}
+    declared = {normalised(r) for r in PYPROJECT["project"]["dependencies"]} | {"psycopg-pool"}  # psycopg[pool]
+    assert [each for each in sorted(foreign) if not {normalised(d) for d in known[each]} & declared] == []
 
 
 def test_the_installed_packages_are_those_of_the_lock_and_fit_together() -> None:
