@@ -303,7 +303,8 @@ comment on function herald.checked_scenario is 'A scenario with what may be left
 revoke all on function herald.checked_scenario from public;
 
 -- Keeps the moments a scenario counts from. A new or re-enabled one starts from now, unless the same statement says
--- otherwise; a changed rule, from where the last run ended; the engine itself only ever moves evaluated_through forward.
+-- otherwise; a changed rule, from where the last run ended, chapter by chapter; the engine itself only ever moves
+-- evaluated_through forward.
 create or replace function herald.check_scenario()
 returns trigger
 language plpgsql security definer
@@ -337,12 +338,16 @@ begin
     end if;
     new.evaluated_from := new.evaluated_through;
     new.started_at := now();
-    new.catch_up_from := null;
+    delete from herald.catch_up as c
+    where c.scenario_id = new.scenario_id;
   elsif (new.scenario_type, new.organisation_id, new.chapter_id, new.params, new.mode, new.canary_percent)
     is distinct from (old.scenario_type, old.organisation_id, old.chapter_id, old.params, old.mode, old.canary_percent)
   then
     -- what was due before was decided on by the old rule
     new.evaluated_from := greatest(old.evaluated_from, new.evaluated_through);
+    update herald.catch_up as c
+    set catch_up_from = c.evaluated_through
+    where c.scenario_id = new.scenario_id and c.catch_up_from < c.evaluated_through;
   end if;
   return new;
 end

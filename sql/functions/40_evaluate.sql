@@ -1,12 +1,13 @@
 -- Evaluation: candidates -> gates -> prompts. Scheduled runs cover the time since the last one; runs for touched users
--- look back as far as a prompt may still be sent. Both go through herald.run(), so they cannot differ.
+-- look back as far as a prompt may still be sent. Both go through herald.decide(), so they cannot differ. What fails is
+-- tried again chapter by chapter, so that the rows of one chapter never decide what becomes of another.
 -- Lock order: scenario row (scheduled runs), touched users, prompts, history.
 
 -- Gates candidates and writes what follows. p_made: prompts that count as made by this very run. Rows are inserted in the
 -- order of people, so that runs at the same time wait for one another rather than in a circle.
 create or replace function herald.decide(
   p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamptz, p_made bigint,
-  out candidates integer, out prompts integer, out suppressed jsonb, out held boolean
+  out candidates integer, out prompts integer, out suppressed jsonb, out held uuid[]
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -14,9 +15,9 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
 declare
-  v_wanted bigint;
+  v_wanted bigint := 0;
 begin
-  held := false;
+  held := '{}';
   -- Nobody due and nobody who could be withdrawn: done, the most common case.
   if p_candidates = '{}' and (p_users is null or not exists (
     select from herald.prompt as p
@@ -27,19 +28,12 @@ begin
     suppressed := '{}';
     return;
   end if;
-  if cardinality(p_candidates) + p_made > p_scenario.max_prompts_per_run and not p_scenario.hold_released and p_scenario.mode <> 'shadow' then
-    select count(*) into v_wanted
-    from herald.gate(p_scenario, p_candidates, p_now) as g
-    where g.decision in ('send', 'quiet_hours');
-    if v_wanted > 0 and v_wanted + p_made > p_scenario.max_prompts_per_run then
-      update herald.scenario as s
-      set held_at = coalesce(s.held_at, p_now)
-      where s.scenario_id = p_scenario.scenario_id;
-      candidates := cardinality(p_candidates);
-      prompts := 0;
-      suppressed := jsonb_build_object('held', v_wanted);
-      held := true;
-      return;
+  -- no chapter has more than all together
+  if cardinality(p_candidates) + p_made > p_scenario.max_prompts_per_run and p_scenario.mode <> 'shadow' then
+    select h.candidates, h.chapters, h.wanted into p_candidates, held, v_wanted
+    from herald.hold(p_scenario, p_candidates, lower(p_window), p_made, p_now) as h;
+    if v_wanted > 0 then
+      p_users := herald.not_held(p_scenario, p_users);
     end if;
   end if;
   with decided as materialized (
@@ -140,7 +134,7 @@ begin
     where d.decision = 'send'
   )
   select
-    (select count(*) from decided as d where not d.known),
+    (select count(*) from decided as d where not d.known) + v_wanted,
     (select count(*) from written as r where r.status = 'ready'),
     coalesce((
       select jsonb_object_agg(t.gate, t.n)
@@ -148,17 +142,20 @@ begin
       where t.n > 0
     ), '{}')
   into candidates, prompts, suppressed;
+  if v_wanted > 0 then
+    suppressed := suppressed || jsonb_build_object('held', v_wanted);
+  end if;
 end
 $$;
 comment on function herald.decide is
-  'Gates candidates and writes the prompts; says how many candidates, prompts, and suppressed by gate; held, with nothing written, when there would be more than max_prompts_per_run.';
+  'Gates candidates and writes the prompts; says how many candidates, prompts, and suppressed by gate; held: the chapters for which nothing was written, because there would be more than max_prompts_per_run.';
 revoke all on function herald.decide from public;
 
 -- One run of one scenario for a few people. Its prompts count together with those that such runs made in the last minute:
 -- a flood of single changes must not slip past max_prompts_per_run batch by batch.
 create or replace function herald.run(
   p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamptz,
-  out candidates integer, out prompts integer, out suppressed jsonb, out held boolean
+  out candidates integer, out prompts integer, out suppressed jsonb
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -172,7 +169,7 @@ begin
     where e.scenario_id = p_scenario.scenario_id and e.source = 'touched'
       and e.started_at > p_now - interval '1 minute' and e.started_at <= p_now;
   end if;
-  select d.candidates, d.prompts, d.suppressed, d.held into candidates, prompts, suppressed, held
+  select d.candidates, d.prompts, d.suppressed into candidates, prompts, suppressed
   from herald.decide(p_scenario, herald.candidates_of(p_scenario, p_window, p_users), p_window, p_users, p_now, v_made) as d;
 end
 $$;
@@ -180,18 +177,120 @@ comment on function herald.run is
   'One run of one scenario for p_users over a window: candidates, decisions, prompts; see herald.decide().';
 revoke all on function herald.run from public;
 
-create or replace function herald.held_text(p_scenario herald.scenario, p_wanted text)
+-- The same chapter by chapter, each in a block of its own.
+create or replace function herald.run_by_chapter(
+  p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamptz,
+  out candidates integer, out prompts integer, out suppressed jsonb, out error text
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_part record;
+  v_run record;
+begin
+  candidates := 0;
+  prompts := 0;
+  suppressed := '{}';
+  for v_part in
+    select r.chapter_id, array_agg(r.user_id) as people
+    from herald.source_recipient as r
+    where r.user_id = any (p_users)
+      and r.organisation_id = p_scenario.organisation_id and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
+    group by r.chapter_id
+  loop
+    begin
+      select r.* into v_run from herald.run(p_scenario, p_window, v_part.people, p_now) as r;
+      candidates := candidates + v_run.candidates;
+      prompts := prompts + v_run.prompts;
+      suppressed := herald.counted_together(suppressed, v_run.suppressed);
+    exception when others then
+      error := sqlstate || ': ' || sqlerrm;
+      perform herald.fall_behind(p_scenario, v_part.chapter_id, lower(p_window));
+    end;
+  end loop;
+end
+$$;
+comment on function herald.run_by_chapter is
+  'herald.run() for the people of each chapter by itself: one where it fails is left to the next scheduled run, and the error told.';
+revoke all on function herald.run_by_chapter from public;
+
+create or replace function herald.held_text(p_scenario herald.scenario, p_suppressed jsonb)
 returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 return format('held: %s prompts would exceed max_prompts_per_run = %s; look at pgherald preview %s, then pgherald resume %s',
-  p_wanted, p_scenario.max_prompts_per_run, p_scenario.scenario_id, p_scenario.scenario_id);
+  p_suppressed ->> 'held', p_scenario.max_prompts_per_run, p_scenario.scenario_id, p_scenario.scenario_id);
 comment on function herald.held_text is 'What a run that was held says.';
 revoke all on function herald.held_text from public;
 
--- The scheduled run. A scenario that another run is just evaluating is left to it. Missed time is caught up, in slices,
--- and decided on as one; after 200,000 candidates the rest is for the next run. What cannot be evaluated stays where it
--- was, and says why. The time-out: a transaction that holds a prompt open (an application's herald.enqueue) delays one
+-- The scheduled run for some chapters, that begin at the same moment. Missed time is caught up, in slices, and decided on
+-- as one. First for all of them together: that costs what fell due. Where that fails, or finds more than 200,000
+-- candidates (be it among people outside the scenario's scope), chapter by chapter, of its own people alone: a chapter that
+-- fails stays where it was, and of one that has too many the rest is for the next run.
+create or replace function herald.evaluate_chapters(
+  p_scenario herald.scenario, p_chapters uuid[], p_from timestamptz, p_now timestamptz,
+  out candidates integer, out prompts integer, out suppressed jsonb, out error text
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_most constant integer := 200000;
+  v_candidates herald.candidate[];
+  v_through timestamptz;
+  v_done record;
+  v_part record;
+  v_error text;
+begin
+  begin
+    select c.candidates, c.through into v_candidates, v_through
+    from herald.candidates_between(p_scenario, p_from, p_now, c_most) as c;
+    if v_through >= p_now then
+      select d.* into v_done
+      from herald.decide(p_scenario, herald.candidates_in(p_scenario, p_chapters, v_candidates),
+        tstzrange(p_from, v_through, '(]'), null, p_now, 0) as d;
+      perform herald.caught_up(p_scenario, p_chapters, v_done.held, v_through, p_now);
+      candidates := v_done.candidates;
+      prompts := v_done.prompts;
+      suppressed := v_done.suppressed;
+      return;
+    end if;
+  exception when others then
+    error := sqlstate || ': ' || sqlerrm;
+  end;
+  candidates := 0;
+  prompts := 0;
+  suppressed := '{}';
+  for v_part in
+    select q.chapter_id, q.people from herald.people_in(p_scenario, p_chapters) as q
+  loop
+    begin
+      select c.candidates, c.through into v_candidates, v_through
+      from herald.candidates_between(p_scenario, p_from, p_now, c_most, v_part.people) as c;
+      select d.* into v_done
+      from herald.decide(p_scenario, v_candidates, tstzrange(p_from, v_through, '(]'), null, p_now, 0) as d;
+      perform herald.caught_up(p_scenario, array[v_part.chapter_id], v_done.held, v_through, p_now);
+      candidates := candidates + v_done.candidates;
+      prompts := prompts + v_done.prompts;
+      suppressed := herald.counted_together(suppressed, v_done.suppressed);
+    exception when others then
+      v_error := sqlstate || ': ' || sqlerrm;
+      perform herald.fall_behind(p_scenario, v_part.chapter_id, p_from);
+    end;
+  end loop;
+  if found then
+    error := v_error;
+  end if;
+end
+$$;
+comment on function herald.evaluate_chapters is
+  'The scheduled run of a scenario from p_from for these chapters; null: all that are not behind. The error is that of a chapter that could not be evaluated even by itself.';
+revoke all on function herald.evaluate_chapters from public;
+
+-- The scheduled run. A scenario that another run is just evaluating is left to it. Chapters that are behind are evaluated
+-- from where they are; evaluated_through moves on whatever came of it, for those who read it may not learn that from it.
+-- The time-out: a transaction that holds a prompt open (an application's herald.enqueue) delays one
 -- scenario, not all.
 create or replace function herald.evaluate(p_now timestamptz default now(), p_scenario uuid default null)
 returns table (scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
@@ -202,13 +301,11 @@ set jit = off
 set lock_timeout = '5s'
 as $$
 declare
-  c_most constant integer := 200000;
   v_id uuid;
   v_scenario herald.scenario;
   v_from timestamptz;
-  v_through timestamptz;
-  v_candidates herald.candidate[];
-  v_decided record;
+  v_part record;
+  v_run record;
   v_began timestamptz;
   v_ready boolean := false;
 begin
@@ -233,36 +330,49 @@ begin
     v_began := clock_timestamp();
     scenario_id := v_id;
     error := null;
-    v_from := greatest(least(v_scenario.evaluated_through, v_scenario.catch_up_from), v_scenario.evaluated_from);
+    candidates := 0;
+    prompts := 0;
+    suppressed := '{}';
+    v_from := greatest(v_scenario.evaluated_through, v_scenario.evaluated_from);
     begin
-      select c.candidates, c.through into v_candidates, v_through
-      from herald.candidates_between(v_scenario, v_from, p_now, c_most) as c;
-      select d.* into v_decided
-      from herald.decide(v_scenario, v_candidates, tstzrange(v_from, v_through, '(]'), null, p_now, 0) as d;
-      candidates := v_decided.candidates;
-      prompts := v_decided.prompts;
-      suppressed := v_decided.suppressed;
-      if v_decided.held then
-        error := herald.held_text(v_scenario, suppressed ->> 'held');
-        v_through := v_from;
-      else
-        update herald.scenario as s
-        set evaluated_through = greatest(s.evaluated_through, v_through),
-          catch_up_from = case when v_through < s.evaluated_through then v_through end,
-          held_at = null,
-          hold_released = s.hold_released and v_through < p_now
-        where s.scenario_id = v_id;
+      for v_part in
+        select q.chapters, q.start
+        from (
+          select null::uuid[] as chapters, v_from as start
+          union all
+          select array_agg(k.chapter_id), k.start
+          from (
+            select c.chapter_id, least(c.catch_up_from, c.evaluated_through, v_from) as start
+            from herald.catch_up as c
+            where c.scenario_id = v_id
+          ) as k
+          group by k.start
+        ) as q
+        order by q.chapters is not null, q.start
+      loop
+        select r.* into v_run from herald.evaluate_chapters(v_scenario, v_part.chapters, v_part.start, p_now) as r;
+        candidates := candidates + v_run.candidates;
+        prompts := prompts + v_run.prompts;
+        suppressed := herald.counted_together(suppressed, v_run.suppressed);
+        error := coalesce(error, v_run.error);
+        v_from := least(v_from, v_part.start);
+      end loop;
+      if error is null and suppressed ? 'held' then
+        error := herald.held_text(v_scenario, suppressed);
       end if;
+      update herald.scenario as s
+      set evaluated_through = greatest(s.evaluated_through, p_now)
+      where s.scenario_id = v_id;
     exception when others then
       candidates := 0;
       prompts := 0;
       suppressed := '{}';
       error := sqlstate || ': ' || sqlerrm;
-      v_through := v_from;
     end;
     duration := clock_timestamp() - v_began;
     insert into herald.evaluation_run (scenario_id, source, started_at, evaluated, candidates, prompts, suppressed, error, duration)
-    values (v_id, 'schedule', p_now, tstzrange(v_from, v_through, '(]'), candidates, prompts, suppressed, error, duration);
+    values (v_id, 'schedule', p_now, tstzrange(v_from, case when error is null then greatest(v_from, p_now) else v_from end, '(]'),
+      candidates, prompts, suppressed, error, duration);
     v_ready := v_ready or prompts > 0;
     return next;
   end loop;
@@ -291,7 +401,7 @@ comment on function herald.touched_from is 'How far a run for touched users look
 revoke all on function herald.touched_from from public;
 
 -- The event-driven run: takes up to p_limit touched rows and evaluates just those people, looking back as far as a
--- prompt may still be sent. A scenario that fails or is held keeps its place through catch_up_from. Scenarios in the
+-- prompt may still be sent. A chapter where that fails or is held keeps its place in herald.catch_up. Scenarios in the
 -- shadow have nothing to send, and the scheduled run counts each of their candidates once. Scenarios that none of these
 -- people belong to are passed over; what waits for people who are gone is stopped by the claim.
 -- p_now null: the moment at which the rows are taken.
@@ -310,6 +420,7 @@ as $$
 declare
   v_now timestamptz;
   v_users uuid[];
+  v_these uuid[];
   v_scenario herald.scenario;
   v_lower timestamptz;
   v_run record;
@@ -330,7 +441,7 @@ begin
   for v_scenario in
     select s.*
     from herald.scenario as s
-    where s.mode in ('on', 'canary') and s.held_at is null
+    where s.mode in ('on', 'canary')
       and exists (
         select from unnest(v_users) as u (user_id)
         cross join lateral (
@@ -346,28 +457,18 @@ begin
     v_began := clock_timestamp();
     scenario_id := v_scenario.scenario_id;
     v_lower := herald.touched_from(v_scenario, v_now);
-    continue when v_lower >= v_now;
+    v_these := herald.not_held(v_scenario, v_users);
+    continue when v_lower >= v_now or v_these = '{}';
     begin
-      select r.* into v_run from herald.run(v_scenario, tstzrange(v_lower, v_now, '(]'), v_users, v_now) as r;
-      candidates := v_run.candidates;
-      prompts := v_run.prompts;
-      suppressed := v_run.suppressed;
-      error := null;
-      if v_run.held then
-        error := herald.held_text(v_scenario, suppressed ->> 'held');
-      end if;
+      select r.*, null::text as error into v_run from herald.run(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
     exception when others then
-      candidates := 0;
-      prompts := 0;
-      suppressed := '{}';
-      error := sqlstate || ': ' || sqlerrm;
+      select r.* into v_run from herald.run_by_chapter(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
     end;
+    candidates := v_run.candidates;
+    prompts := v_run.prompts;
+    suppressed := v_run.suppressed;
+    error := coalesce(v_run.error, case when suppressed ? 'held' then herald.held_text(v_scenario, suppressed) end);
     duration := clock_timestamp() - v_began;
-    if error is not null then
-      update herald.scenario as s
-      set catch_up_from = least(s.catch_up_from, v_lower)
-      where s.scenario_id = v_scenario.scenario_id;
-    end if;
     if candidates > 0 or error is not null then
       insert into herald.evaluation_run (scenario_id, source, started_at, evaluated, candidates, prompts, suppressed, error, duration)
       values (scenario_id, 'touched', v_now, tstzrange(v_lower, v_now, '(]'), candidates, prompts, suppressed, error, duration);

@@ -19,7 +19,7 @@ begin
   for v_scenario in
     select s.*
     from herald.scenario as s
-    where s.scenario_type = p_scenario_type and s.mode <> 'off' and s.held_at is null
+    where s.scenario_type = p_scenario_type and s.mode <> 'off' and herald.not_held(s, array[p_user]) <> '{}'
     order by s.priority desc, s.scenario_id
   loop
     scenario_id := v_scenario.scenario_id;

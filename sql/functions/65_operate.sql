@@ -111,10 +111,13 @@ begin
         using errcode = 'no_data_found', hint = 'select scenario_id, name from herald.find_scenario(''<name>'')';
     end if;
     was_paused := v_scenario.paused_at is not null;
-    was_held := v_scenario.held_at is not null;
     update herald.scenario as s
-    set paused_at = null, held_at = null, hold_released = s.hold_released or was_held
-    where s.scenario_id = p_scenario and (was_paused or was_held);
+    set paused_at = null
+    where s.scenario_id = p_scenario and was_paused;
+    update herald.catch_up as c
+    set held_at = null, hold_released = true
+    where c.scenario_id = p_scenario and c.held_at is not null;
+    was_held := found;
     with waiting as materialized (
       select p.prompt_id
       from herald.prompt as p

@@ -134,6 +134,19 @@ return (
 comment on function herald.span is 'A duration in words: "2 weeks", "1 day and 12 hours".';
 revoke all on function herald.span from public;
 
+-- A coordinator learns of their own chapters.
+create or replace function herald.held_for_caller(p_scenario uuid)
+returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+return exists (
+  select from herald.catch_up as c
+  where c.scenario_id = p_scenario and c.held_at is not null
+    and (herald.is_staff() or c.chapter_id in (select herald.my_chapters()))
+);
+comment on function herald.held_for_caller is 'Whether a scenario is held in a chapter that the caller may see.';
+revoke all on function herald.held_for_caller from public;
+
 -- What follows the sentence of the type: cooldown and quiet hours always, the rest where it is not the default.
 create or replace function herald.conditions(p_scenario herald.scenario, p_locale text)
 returns text
@@ -171,7 +184,7 @@ return (
       (8, p_scenario.mode = 'shadow', 'only counted, nothing is sent', 'bare talt, ingenting sendes'),
       (9, p_scenario.mode = 'off', 'switched off', 'slått av'),
       (10, p_scenario.paused_at is not null, 'paused', 'satt på pause'),
-      (11, p_scenario.held_at is not null and not p_scenario.hold_released,
+      (11, herald.held_for_caller(p_scenario.scenario_id),
         'held: a run would have reached too many people', 'holdt tilbake: en kjøring ville nådd for mange personer')
   ) as c (place, applies, en, nb)
   where c.applies

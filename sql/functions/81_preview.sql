@@ -39,7 +39,7 @@ begin
     where a.attrelid = 'herald.scenario'::regclass
   ) into v_defaults;
   begin
-    v_scenario := jsonb_populate_record(null::herald.scenario, v_defaults || p_definition || '{"evaluated_from": null, "catch_up_from": null}');
+    v_scenario := jsonb_populate_record(null::herald.scenario, v_defaults || p_definition || '{"evaluated_from": null}');
   exception when data_exception then
     get stacked diagnostics v_message = message_text;
     raise exception 'definition: %', v_message

@@ -74,6 +74,7 @@ declare
   v_at timestamptz;
   v_count bigint;
   v_other record;
+  v_behind record;
   v_none boolean := true;
 begin
   select r.* into v_person
@@ -128,11 +129,16 @@ begin
     order by s.priority desc, s.scenario_id
   loop
     v_none := false;
+    -- of this person's chapter: what a run met in others is not to be seen here
+    select c.held_at, least(c.evaluated_through, c.catch_up_from) as start into v_behind
+    from herald.catch_up as c
+    where c.scenario_id = v_scenario.scenario_id and c.chapter_id is not distinct from v_person.chapter_id;
+    v_scenario.evaluated_from := least(v_scenario.evaluated_from, v_behind.start);
     return query select 'scenario', v_scenario.mode in ('on', 'canary') and v_scenario.paused_at is null
-        and (v_scenario.held_at is null or v_scenario.hold_released),
+        and v_behind.held_at is null,
       format('%s (%s): %s%s%s', v_scenario.name, v_scenario.scenario_id, v_scenario.mode,
         case when v_scenario.paused_at is not null then ', paused since ' || herald.moment_text(v_scenario.paused_at, v_zone) else '' end,
-        case when v_scenario.held_at is not null then ', held since ' || herald.moment_text(v_scenario.held_at, v_zone) else '' end);
+        case when v_behind.held_at is not null then ', held since ' || herald.moment_text(v_behind.held_at, v_zone) else '' end);
 
     -- due: the latest moment within a year, and whether it may still be sent
     v_candidate := null;

@@ -90,7 +90,7 @@ as $$
     (select jsonb_object_agg(c.status, c.prompts) from herald.prompt_counts() as c),
     coalesce(extract(epoch from p_now - w.first_not_before)::double precision, 0),
     (select g.paused_at is not null from herald.setting as g),
-    (select count(*)::integer from herald.scenario as s where s.held_at is not null),
+    (select count(distinct c.scenario_id)::integer from herald.catch_up as c where c.held_at is not null),
     (select max(r.started_at) from herald.evaluation_run as r where r.source = 'schedule' and r.started_at > p_now - interval '1 day'),
     (select max(r.run_id) from herald.evaluation_run as r),
     (

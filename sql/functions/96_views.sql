@@ -10,8 +10,8 @@ select
   s.name,
   s.mode,
   s.paused_at,
-  s.held_at,
-  s.evaluated_through,
+  b.held_at,
+  least(s.evaluated_through, b.evaluated_through) as evaluated_through,
   r.runs,
   r.failed_runs,
   r.candidates,
@@ -26,6 +26,11 @@ select
   coalesce(h.unknown, 0) as unknown,
   coalesce(n.opened, 0) as opened
 from herald.scenario as s
+cross join lateral (
+  select min(c.held_at) as held_at, min(c.evaluated_through) as evaluated_through
+  from herald.catch_up as c
+  where c.scenario_id = s.scenario_id
+) as b
 cross join lateral (
   select
     count(*) as runs,

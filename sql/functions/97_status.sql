@@ -1,7 +1,7 @@
 -- What `pgherald status` shows: each scenario in its words and numbers, and the outbox as a whole.
 
--- Whomever a run for touched users found, the scheduled run finds too: it alone counts as due each candidate once. A run
--- that was held comes again.
+-- Whomever a run for touched users found, the scheduled run finds too: it alone counts as due each candidate once. What
+-- was held comes again.
 create or replace function herald.status(p_locale text default 'en', p_since interval default '1 day')
 returns table (
   scenario_id uuid, name text, scenario_type text, organisation_id uuid, chapter_id uuid, sentence text,
@@ -14,25 +14,30 @@ set search_path = pg_catalog, pg_temp
 as $$
   select
     s.scenario_id, s.name, s.scenario_type, s.organisation_id, s.chapter_id, herald.describe(s.scenario_id, p_locale),
-    s.mode, s.canary_percent, s.paused_at, s.held_at,
-    case when s.held_at is not null then (
+    s.mode, s.canary_percent, s.paused_at, b.held_at,
+    case when b.held_at is not null then (
       select (e.suppressed ->> 'held')::integer
       from herald.evaluation_run as e
       where e.scenario_id = s.scenario_id and e.suppressed ? 'held'
       order by e.started_at desc, e.run_id desc
       limit 1
     ) end,
-    s.evaluated_through,
-    l.started_at, c.started_at, case when s.held_at is null then left(l.error, 5) end,
+    least(s.evaluated_through, b.evaluated_through),
+    l.started_at, c.started_at, nullif(left(l.error, 5), 'held:'),
     greatest(r.due, r.prompts), r.prompts, coalesce(g.suppressed, '{}'),
     coalesce(w.waiting, 0), coalesce(h.sent, 0), coalesce(h.failed, 0), coalesce(h.skipped, 0), coalesce(h.unknown, 0)
   from herald.scenario as s
   cross join lateral (
+    select min(k.held_at) as held_at, min(k.evaluated_through) as evaluated_through
+    from herald.catch_up as k
+    where k.scenario_id = s.scenario_id
+  ) as b
+  cross join lateral (
     select
-      coalesce(sum(e.candidates) filter (where e.source = 'schedule'), 0) as due,
+      coalesce(sum(e.candidates - coalesce((e.suppressed ->> 'held')::integer, 0)) filter (where e.source = 'schedule'), 0) as due,
       coalesce(sum(e.prompts), 0) as prompts
     from herald.evaluation_run as e
-    where e.scenario_id = s.scenario_id and e.started_at > now() - p_since and not e.suppressed ? 'held'
+    where e.scenario_id = s.scenario_id and e.started_at > now() - p_since
   ) as r
   cross join lateral (
     select jsonb_object_agg(t.gate, t.n) as suppressed

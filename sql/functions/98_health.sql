@@ -49,9 +49,9 @@ returns table (
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select s.scenario_id, s.name, s.mode, s.created_at, s.held_at, l.started_at,
-    case when s.held_at is null then left(f.error, 5) end,
-    case when s.held_at is null and f.error is not null then f.started_at end
+  select s.scenario_id, s.name, s.mode, s.created_at, (select min(c.held_at) from herald.catch_up as c where c.scenario_id = s.scenario_id), l.started_at,
+    nullif(left(f.error, 5), 'held:'),
+    case when f.error not like 'held:%' then f.started_at end
   from herald.scenario as s
   left join lateral (
     select r.started_at

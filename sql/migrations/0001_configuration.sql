@@ -87,9 +87,6 @@ create table herald.scenario (
   evaluated_from timestamptz not null default now(),
   started_at timestamptz not null default now(),
   paused_at timestamptz,
-  held_at timestamptz,
-  hold_released boolean not null default false,
-  catch_up_from timestamptz,
   created_at timestamptz not null default now(),
   constraint scenario_quiet_pair check ((quiet_from is null) = (quiet_until is null) and quiet_from <> quiet_until),
   constraint scenario_canary check (mode <> 'canary' or canary_percent is not null)
@@ -105,16 +102,31 @@ comment on column herald.scenario.priority is 'Higher goes first. Above 0, a dat
 comment on column herald.scenario.jitter is 'A prompt of a scheduled run waits a random part of this, up to one hour, to stay clear of FCM''s busiest minutes.';
 comment on column herald.scenario.expires_after is 'A prompt is not sent later than this after it was due (or after the scenario was started or set back).';
 comment on column herald.scenario.on_unknown is 'drop: never send again when FCM''s answer was lost; resend: send again, a second copy replaces the first on the device.';
-comment on column herald.scenario.max_prompts_per_run is 'A run that would make more prompts is held until `pgherald resume`; null: no limit.';
-comment on column herald.scenario.evaluated_through is 'The scheduled run has handled everything due up to here. Set it back to reach people who were due before.';
+comment on column herald.scenario.max_prompts_per_run is 'A run that would make more prompts in a chapter is held there until `pgherald resume`; null: no limit.';
+comment on column herald.scenario.evaluated_through is 'The last scheduled run looked up to here, also where it failed or was held: see herald.catch_up. Set it back to reach people who were due before.';
 comment on column herald.scenario.evaluated_from is 'Nothing due at or before this is ever sent: kept by a trigger, moved back with evaluated_through.';
 comment on column herald.scenario.started_at is 'When the scenario was created, enabled again, or set back: expires_after counts from here for what was due before.';
 comment on column herald.scenario.paused_at is 'Since when its prompts wait; null: running. Evaluation goes on.';
-comment on column herald.scenario.held_at is 'Since when max_prompts_per_run holds it; null: not held. How many it would have made is in herald.evaluation_run, not here: a coordinator reads this row, and may not learn the number of people in other chapters.';
-comment on column herald.scenario.catch_up_from is 'A run for touched users failed or was held: the next scheduled run starts from here; null: nothing missed.';
 create index scenario_scenario_type on herald.scenario (scenario_type);
 create index scenario_scope on herald.scenario (organisation_id, chapter_id);
 create index scenario_chapter on herald.scenario (chapter_id);
+
+create table herald.catch_up (
+  scenario_id uuid not null references herald.scenario on delete cascade,
+  chapter_id uuid,
+  evaluated_through timestamptz not null,
+  catch_up_from timestamptz not null,
+  held_at timestamptz,
+  hold_released boolean not null default false,
+  constraint catch_up_once unique nulls not distinct (scenario_id, chapter_id)
+);
+comment on table herald.catch_up is
+  'A chapter in which a scenario is behind: a run failed there, was held, or found too much. Gone once it has caught up. Apart from herald.scenario, which coordinators of other chapters read.';
+comment on column herald.catch_up.chapter_id is 'Null: people without a chapter.';
+comment on column herald.catch_up.evaluated_through is 'Scheduled runs have handled everything due up to here in this chapter.';
+comment on column herald.catch_up.catch_up_from is 'The next scheduled run starts from here in this chapter: earlier than evaluated_through when a run for touched users failed or was held.';
+comment on column herald.catch_up.held_at is 'Since when max_prompts_per_run holds it; null: not held.';
+comment on column herald.catch_up.hold_released is 'By `pgherald resume`: the next run may exceed max_prompts_per_run.';
 
 create table herald.message_text (
   text_key text not null constraint message_text_key check (text_key ~ '^[A-Za-z0-9_.-]{1,100}$'),

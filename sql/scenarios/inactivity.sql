@@ -23,6 +23,15 @@ as $$
         select
           (select a.occurred_at from herald.source_activity as a where a.occurred_at > '-infinity' order by a.occurred_at limit 1) as activity,
           (select r.registered_at from herald.source_recipient as r where r.registered_at > '-infinity' order by r.registered_at limit 1) as registration
+        where p_users is null
+        union all
+        -- of these people alone: no row of another may be read, let alone fail
+        select
+          min((select a.occurred_at from herald.source_activity as a where a.user_id = u.user_id and a.occurred_at > '-infinity' order by a.occurred_at limit 1)),
+          min((select r.registered_at from herald.source_recipient as r where r.user_id = u.user_id and r.registered_at > '-infinity'))
+        from unnest(p_users) as u (user_id)
+        where p_users is not null
+        having p_users is not null
         offset 0
       ) as o
     ) else 0 end) as k (k)

@@ -248,9 +248,9 @@ FAULTS: Final = (
     ),
     Fault(
         "43_held_scenario",
-        f"update herald.scenario set held_at = now() where scenario_id = '{world.SCENARIO_A}'",
+        f"insert into herald.catch_up values ('{world.SCENARIO_A}', '{world.CHAPTER_A}', now(), now(), now())",
         rf'scenario "quiet" \({world.SCENARIO_A}\) is held since .*: a run would exceed its max_prompts_per_run',
-        mend="update herald.scenario set held_at = null",
+        mend="delete from herald.catch_up",
     ),
     Fault(
         "44_stuck_prompts",

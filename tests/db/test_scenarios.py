@@ -279,17 +279,13 @@ def test_a_run_that_would_exceed_its_limit_writes_nothing_and_waits_to_be_releas
         assert run.error is not None
         assert run.error.startswith("held: 4 prompts would exceed max_prompts_per_run = 3; look at pgherald preview")
     assert app.prompts() == []
-    assert app.db.execute(
-        "select held_at = %s, evaluated_through = %s from herald.scenario", (at, at - DAY)
-    ).fetchone() == (True, True)
+    assert app.db.execute("select held_at, evaluated_through, catch_up_from from herald.catch_up").fetchall() == [
+        (at, at - DAY, at - DAY)
+    ]
 
-    app.db.execute("update herald.scenario set hold_released = true")
+    app.db.execute("select * from herald.resume((select scenario_id from herald.scenario))")
     assert only(app.evaluate(at + 2 * MINUTE)).prompts == 4
-    assert app.db.execute("select held_at, hold_released, evaluated_through from herald.scenario").fetchone() == (
-        None,
-        False,
-        at + 2 * MINUTE,
-    )
+    assert app.db.execute("select from herald.catch_up").fetchall() == []
 
 
 def test_exactly_as_many_as_allowed_pass(app: App) -> None:
@@ -442,7 +438,7 @@ def test_an_evaluator_that_misbehaves_fails_alone_and_says_how(app: App) -> None
     # Told in the table too, and tried again from where it was.
     told = app.db.execute("select count(*) from herald.evaluation_run where error is not null").fetchone()
     assert told == (len(BROKEN),)
-    stayed = app.db.execute("select count(*) from herald.scenario where evaluated_through = %s", (at - DAY,)).fetchone()
+    stayed = app.db.execute("select count(*) from herald.catch_up where evaluated_through = %s", (at - DAY,)).fetchone()
     assert stayed == (len(BROKEN),)
 
 
@@ -483,7 +479,7 @@ def test_a_touched_run_that_failed_is_made_up_for_by_the_scheduled_one(app: App)
     assert run.error is not None
     app.db.execute("alter table herald.prompt drop constraint broken")
     assert only(app.evaluate(at + MINUTE)).prompts == 1
-    assert app.db.execute("select catch_up_from from herald.scenario").fetchone() == (None,)
+    assert app.db.execute("select from herald.catch_up").fetchall() == []
 
 
 def test_an_unknown_scenario_is_an_error(app: App) -> None:

@@ -143,7 +143,7 @@ def test_the_write_of_the_app_goes_through_with_a_broken_evaluator(
     assert result[scenario_id] == (0, "P0001: broken on purpose")
     assert result[other] == (1, None)
     assert db.execute(
-        "select catch_up_from is not null from herald.scenario where scenario_id = %s", (scenario_id,)
+        "select catch_up_from is not null from herald.catch_up where scenario_id = %s", (scenario_id,)
     ).fetchone() == (True,)
 
 

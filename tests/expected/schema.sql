@@ -45,9 +45,6 @@ CREATE TABLE herald.scenario (
     evaluated_from timestamp with time zone DEFAULT now() NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     paused_at timestamp with time zone,
-    held_at timestamp with time zone,
-    hold_released boolean DEFAULT false NOT NULL,
-    catch_up_from timestamp with time zone,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT scenario_body_key CHECK ((body_key ~ '^[A-Za-z0-9_.-]{1,100}$'::text)),
     CONSTRAINT scenario_canary CHECK (((mode <> 'canary'::text) OR (canary_percent IS NOT NULL))),
@@ -88,6 +85,11 @@ CREATE FUNCTION herald.candidates_between(p_scenario herald.scenario, p_from tim
     SET "TimeZone" TO 'UTC'
     AS $$...$$;
 
+CREATE FUNCTION herald.candidates_in(p_scenario herald.scenario, p_chapters uuid[], p_candidates herald.candidate[]) RETURNS herald.candidate[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.candidates_of(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) RETURNS herald.candidate[]
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -95,6 +97,11 @@ CREATE FUNCTION herald.candidates_of(p_scenario herald.scenario, p_window tstzra
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
+    AS $$...$$;
+
+CREATE FUNCTION herald.caught_up(p_scenario herald.scenario, p_chapters uuid[], p_held uuid[], p_through timestamp with time zone, p_now timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
 CREATE FUNCTION herald.check_device_token(p_token text) RETURNS void
@@ -157,6 +164,32 @@ CREATE FUNCTION herald.claim_rows(p_owner text, p_rows tid[], p_lease interval, 
     SET enable_seqscan TO 'off'
     AS $$...$$;
 
+CREATE FUNCTION herald.is_staff() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (SELECT bool_or(pg_has_role((COALESCE(NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text))::name, r.rolname, 'usage'::text)) AS bool_or FROM pg_roles r WHERE (r.rolname = ANY (ARRAY['herald_owner'::name, 'herald_daemon'::name, 'herald_reader'::name, 'service_role'::name])));
+
+CREATE FUNCTION herald.my_chapters() RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE TABLE herald.catch_up (
+    scenario_id uuid NOT NULL,
+    chapter_id uuid,
+    evaluated_through timestamp with time zone NOT NULL,
+    catch_up_from timestamp with time zone NOT NULL,
+    held_at timestamp with time zone,
+    hold_released boolean DEFAULT false NOT NULL
+);
+
+ALTER TABLE ONLY herald.catch_up FORCE ROW LEVEL SECURITY;
+
+CREATE FUNCTION herald.held_for_caller(p_scenario uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN (EXISTS (SELECT FROM herald.catch_up c WHERE ((c.scenario_id = held_for_caller.p_scenario) AND (c.held_at IS NOT NULL) AND (herald.is_staff() OR (c.chapter_id IN (SELECT herald.my_chapters() AS my_chapters))))));
+
 CREATE FUNCTION herald.listed(p_items text[], p_joiner text) RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -170,11 +203,16 @@ CREATE FUNCTION herald.span(p_duration interval, p_locale text) RETURNS text
 CREATE FUNCTION herald.conditions(p_scenario herald.scenario, p_locale text) RETURNS text
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN (SELECT COALESCE(string_agg(('; '::text || CASE conditions.p_locale WHEN 'nb'::text THEN c.nb ELSE c.en END), ''::text ORDER BY c.place), ''::text) AS "coalesce" FROM ((SELECT EXTRACT(epoch FROM (conditions.p_scenario).cooldown) AS cooldown, to_char(((conditions.p_scenario).quiet_from)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_from) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_from, to_char(((conditions.p_scenario).quiet_until)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_until) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_until) q CROSS JOIN LATERAL (VALUES (1,(q.cooldown > (0)::numeric),('at most once '::text || CASE q.cooldown WHEN 3600 THEN 'an hour'::text WHEN 86400 THEN 'a day'::text WHEN 604800 THEN 'a week'::text ELSE ('in '::text || herald.span((conditions.p_scenario).cooldown, 'en'::text)) END),('høyst én gang '::text || CASE q.cooldown WHEN 3600 THEN 'i timen'::text WHEN 86400 THEN 'om dagen'::text WHEN 604800 THEN 'i uken'::text ELSE ('på '::text || herald.span((conditions.p_scenario).cooldown, 'nb'::text)) END)), (2,((conditions.p_scenario).quiet_from IS NOT NULL),format('not between %s and %s'::text, q.quiet_from, q.quiet_until),format('ikke mellom %s og %s'::text, q.quiet_from, q.quiet_until)), (3,((conditions.p_scenario).expires_after <> '3 days'::interval),format('at most %s late'::text, herald.span((conditions.p_scenario).expires_after, 'en'::text)),format('høyst %s forsinket'::text, herald.span((conditions.p_scenario).expires_after, 'nb'::text))), (4,((conditions.p_scenario).presentation = 'data'::text),'silently'::text,'uten lyd og varsel'::text), (5,((conditions.p_scenario).devices = 'all'::text),'on all devices'::text,'på alle enheter'::text), (6,((conditions.p_scenario).max_prompts_per_run IS NOT NULL),format('held if it would reach more than %s people at once'::text, (conditions.p_scenario).max_prompts_per_run),format('holdes tilbake hvis den ville nå flere enn %s personer på en gang'::text, (conditions.p_scenario).max_prompts_per_run)), (7,((conditions.p_scenario).mode = 'canary'::text),format('only to %s %% of the people'::text, (conditions.p_scenario).canary_percent),format('bare til %s %% av personene'::text, (conditions.p_scenario).canary_percent)), (8,((conditions.p_scenario).mode = 'shadow'::text),'only counted, nothing is sent'::text,'bare talt, ingenting sendes'::text), (9,((conditions.p_scenario).mode = 'off'::text),'switched off'::text,'slått av'::text), (10,((conditions.p_scenario).paused_at IS NOT NULL),'paused'::text,'satt på pause'::text), (11,(((conditions.p_scenario).held_at IS NOT NULL) AND (NOT (conditions.p_scenario).hold_released)),'held: a run would have reached too many people'::text,'holdt tilbake: en kjøring ville nådd for mange personer'::text)) c(place, applies, en, nb)) WHERE c.applies);
+    RETURN (SELECT COALESCE(string_agg(('; '::text || CASE conditions.p_locale WHEN 'nb'::text THEN c.nb ELSE c.en END), ''::text ORDER BY c.place), ''::text) AS "coalesce" FROM ((SELECT EXTRACT(epoch FROM (conditions.p_scenario).cooldown) AS cooldown, to_char(((conditions.p_scenario).quiet_from)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_from) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_from, to_char(((conditions.p_scenario).quiet_until)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_until) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_until) q CROSS JOIN LATERAL (VALUES (1,(q.cooldown > (0)::numeric),('at most once '::text || CASE q.cooldown WHEN 3600 THEN 'an hour'::text WHEN 86400 THEN 'a day'::text WHEN 604800 THEN 'a week'::text ELSE ('in '::text || herald.span((conditions.p_scenario).cooldown, 'en'::text)) END),('høyst én gang '::text || CASE q.cooldown WHEN 3600 THEN 'i timen'::text WHEN 86400 THEN 'om dagen'::text WHEN 604800 THEN 'i uken'::text ELSE ('på '::text || herald.span((conditions.p_scenario).cooldown, 'nb'::text)) END)), (2,((conditions.p_scenario).quiet_from IS NOT NULL),format('not between %s and %s'::text, q.quiet_from, q.quiet_until),format('ikke mellom %s og %s'::text, q.quiet_from, q.quiet_until)), (3,((conditions.p_scenario).expires_after <> '3 days'::interval),format('at most %s late'::text, herald.span((conditions.p_scenario).expires_after, 'en'::text)),format('høyst %s forsinket'::text, herald.span((conditions.p_scenario).expires_after, 'nb'::text))), (4,((conditions.p_scenario).presentation = 'data'::text),'silently'::text,'uten lyd og varsel'::text), (5,((conditions.p_scenario).devices = 'all'::text),'on all devices'::text,'på alle enheter'::text), (6,((conditions.p_scenario).max_prompts_per_run IS NOT NULL),format('held if it would reach more than %s people at once'::text, (conditions.p_scenario).max_prompts_per_run),format('holdes tilbake hvis den ville nå flere enn %s personer på en gang'::text, (conditions.p_scenario).max_prompts_per_run)), (7,((conditions.p_scenario).mode = 'canary'::text),format('only to %s %% of the people'::text, (conditions.p_scenario).canary_percent),format('bare til %s %% av personene'::text, (conditions.p_scenario).canary_percent)), (8,((conditions.p_scenario).mode = 'shadow'::text),'only counted, nothing is sent'::text,'bare talt, ingenting sendes'::text), (9,((conditions.p_scenario).mode = 'off'::text),'switched off'::text,'slått av'::text), (10,((conditions.p_scenario).paused_at IS NOT NULL),'paused'::text,'satt på pause'::text), (11,herald.held_for_caller((conditions.p_scenario).scenario_id),'held: a run would have reached too many people'::text,'holdt tilbake: en kjøring ville nådd for mange personer'::text)) c(place, applies, en, nb)) WHERE c.applies);
 
 CREATE FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN CASE WHEN (EXTRACT(epoch FROM p_cooldown) > (0)::numeric) THEN to_timestamp(((floor((EXTRACT(epoch FROM p_at) / EXTRACT(epoch FROM p_cooldown))) * EXTRACT(epoch FROM p_cooldown)))::double precision) ELSE p_at END;
+
+CREATE FUNCTION herald.counted_together(p_one jsonb, p_other jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN CASE WHEN (p_one = '{}'::jsonb) THEN p_other WHEN (p_other = '{}'::jsonb) THEN p_one ELSE (SELECT jsonb_object_agg(t.gate, t.n) AS jsonb_object_agg FROM (SELECT k.key AS gate, (sum((k.value)::bigint))::bigint AS n FROM (SELECT jsonb_each_text.key, jsonb_each_text.value FROM jsonb_each_text(counted_together.p_one) jsonb_each_text(key, value) UNION ALL SELECT jsonb_each_text.key, jsonb_each_text.value FROM jsonb_each_text(counted_together.p_other) jsonb_each_text(key, value)) k GROUP BY k.key) t) END;
 
 CREATE FUNCTION herald.cron_jobs() RETURNS TABLE(jobname text, username text, active boolean, scheduled boolean, last_status text, last_start timestamp with time zone)
     LANGUAGE plpgsql STABLE
@@ -186,7 +224,7 @@ CREATE FUNCTION herald.daemon_state(p_after_run bigint DEFAULT NULL::bigint, p_n
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
-CREATE FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) RETURNS record
+CREATE FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held uuid[]) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -270,6 +308,11 @@ CREATE FUNCTION herald.evaluate(p_now timestamp with time zone DEFAULT now(), p_
     SET lock_timeout TO '5s'
     AS $$...$$;
 
+CREATE FUNCTION herald.evaluate_chapters(p_scenario herald.scenario, p_chapters uuid[], p_from timestamp with time zone, p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, prompt_ids uuid[])
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -316,6 +359,11 @@ CREATE FUNCTION herald.failed(p_scenario uuid DEFAULT NULL::uuid, p_error_code t
     SET "TimeZone" TO 'UTC'
     AS $$...$$;
 
+CREATE FUNCTION herald.fall_behind(p_scenario herald.scenario, p_chapter uuid, p_from timestamp with time zone, p_held_at timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.find_scenario(p_what text) RETURNS TABLE(scenario_id uuid, name text, scenario_type text, title_key text, body_key text, presentation text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -330,10 +378,15 @@ CREATE FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.cand
     SET enable_seqscan TO 'off'
     AS $$...$$;
 
-CREATE FUNCTION herald.held_text(p_scenario herald.scenario, p_wanted text) RETURNS text
+CREATE FUNCTION herald.held_text(p_scenario herald.scenario, p_suppressed jsonb) RETURNS text
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN format('held: %s prompts would exceed max_prompts_per_run = %s; look at pgherald preview %s, then pgherald resume %s'::text, p_wanted, (p_scenario).max_prompts_per_run, (p_scenario).scenario_id, (p_scenario).scenario_id);
+    RETURN format('held: %s prompts would exceed max_prompts_per_run = %s; look at pgherald preview %s, then pgherald resume %s'::text, (p_suppressed ->> 'held'::text), (p_scenario).max_prompts_per_run, (p_scenario).scenario_id, (p_scenario).scenario_id);
+
+CREATE FUNCTION herald.hold(p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamp with time zone, p_made bigint, p_now timestamp with time zone, OUT candidates herald.candidate[], OUT chapters uuid[], OUT wanted bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
 
 CREATE FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -351,11 +404,6 @@ CREATE FUNCTION herald.invariants(p_rows integer DEFAULT 10000, p_now timestamp 
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     AS $$...$$;
-
-CREATE FUNCTION herald.is_staff() RETURNS boolean
-    LANGUAGE sql STABLE PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN (SELECT bool_or(pg_has_role((COALESCE(NULLIF(current_setting('role'::text, true), 'none'::text), (SESSION_USER)::text))::name, r.rolname, 'usage'::text)) AS bool_or FROM pg_roles r WHERE (r.rolname = ANY (ARRAY['herald_owner'::name, 'herald_daemon'::name, 'herald_reader'::name, 'service_role'::name])));
 
 CREATE FUNCTION herald.jwt_user_id() RETURNS uuid
     LANGUAGE plpgsql STABLE
@@ -380,11 +428,6 @@ CREATE FUNCTION herald.maintain_batch(p_now timestamp with time zone, p_batch in
 
 CREATE FUNCTION herald.mark_opened(p_notification_id uuid) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$...$$;
-
-CREATE FUNCTION herald.my_chapters() RETURNS SETOF uuid
-    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -424,6 +467,11 @@ CREATE FUNCTION herald.my_scopes() RETURNS TABLE(organisation_id uuid, chapter_i
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.not_held(p_scenario herald.scenario, p_users uuid[]) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.notification_content(p_notification_id uuid) RETURNS TABLE(notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamp with time zone, opened_at timestamp with time zone)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -448,6 +496,11 @@ CREATE FUNCTION herald.pause(p_scenario uuid DEFAULT NULL::uuid, OUT paused_at t
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET lock_timeout TO '10s'
+    AS $$...$$;
+
+CREATE FUNCTION herald.people_in(p_scenario herald.scenario, p_chapters uuid[]) RETURNS TABLE(chapter_id uuid, people uuid[])
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
 CREATE TABLE herald.phrase (
@@ -564,7 +617,12 @@ CREATE FUNCTION herald.ring() RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
-CREATE FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) RETURNS record
+CREATE FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.run_by_chapter(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
@@ -932,8 +990,8 @@ CREATE VIEW herald.scenario_statistics WITH (security_barrier='true') AS
     s.name,
     s.mode,
     s.paused_at,
-    s.held_at,
-    s.evaluated_through,
+    b.held_at,
+    LEAST(s.evaluated_through, b.evaluated_through) AS evaluated_through,
     r.runs,
     r.failed_runs,
     r.candidates,
@@ -947,7 +1005,11 @@ CREATE VIEW herald.scenario_statistics WITH (security_barrier='true') AS
     COALESCE(h.skipped, (0)::bigint) AS skipped,
     COALESCE(h.unknown, (0)::bigint) AS unknown,
     COALESCE(n.opened, (0)::bigint) AS opened
-   FROM (((((herald.scenario s
+   FROM ((((((herald.scenario s
+     CROSS JOIN LATERAL ( SELECT min(c.held_at) AS held_at,
+            min(c.evaluated_through) AS evaluated_through
+           FROM herald.catch_up c
+          WHERE (c.scenario_id = s.scenario_id)) b)
      CROSS JOIN LATERAL ( SELECT count(*) AS runs,
             count(e.error) AS failed_runs,
             COALESCE(sum(e.candidates), (0)::bigint) AS candidates,
@@ -1059,6 +1121,9 @@ WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', au
 
 ALTER TABLE ONLY herald.touched_user FORCE ROW LEVEL SECURITY;
 
+ALTER TABLE ONLY herald.catch_up
+    ADD CONSTRAINT catch_up_once UNIQUE NULLS NOT DISTINCT (scenario_id, chapter_id);
+
 ALTER TABLE ONLY herald.device_token
     ADD CONSTRAINT device_token_pkey PRIMARY KEY (id);
 
@@ -1153,6 +1218,9 @@ CREATE TRIGGER check_scenario BEFORE INSERT OR UPDATE ON herald.scenario FOR EAC
 
 CREATE TRIGGER check_scenario_unused BEFORE DELETE ON herald.scenario FOR EACH ROW EXECUTE FUNCTION herald.check_scenario_unused();
 
+ALTER TABLE ONLY herald.catch_up
+    ADD CONSTRAINT catch_up_scenario_id_fkey FOREIGN KEY (scenario_id) REFERENCES herald.scenario(scenario_id) ON DELETE CASCADE;
+
 ALTER TABLE ONLY herald.evaluation_run
     ADD CONSTRAINT evaluation_run_scenario_id_fkey FOREIGN KEY (scenario_id) REFERENCES herald.scenario(scenario_id) ON DELETE CASCADE;
 
@@ -1164,6 +1232,8 @@ ALTER TABLE ONLY herald.prompt
 
 ALTER TABLE ONLY herald.scenario
     ADD CONSTRAINT scenario_scenario_type_fkey FOREIGN KEY (scenario_type) REFERENCES herald.scenario_type(scenario_type);
+
+ALTER TABLE herald.catch_up ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY coordinator_delete ON herald.scenario FOR DELETE TO authenticated USING ((chapter_id = ANY (ARRAY( SELECT herald.my_chapters() AS my_chapters))));
 
@@ -1190,6 +1260,8 @@ ALTER TABLE herald.message_text ENABLE ROW LEVEL SECURITY;
 ALTER TABLE herald.migration ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE herald.opt_out ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY owner_all ON herald.catch_up TO herald_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON herald.device_token TO herald_owner USING (true) WITH CHECK (true);
 
@@ -1308,7 +1380,11 @@ REVOKE ALL ON FUNCTION herald.candidates(p_scenario herald.scenario, p_window ts
 
 REVOKE ALL ON FUNCTION herald.candidates_between(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone, p_most integer, p_users uuid[], OUT candidates herald.candidate[], OUT through timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.candidates_in(p_scenario herald.scenario, p_chapters uuid[], p_candidates herald.candidate[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.candidates_of(p_scenario herald.scenario, p_window tstzrange, p_users uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.caught_up(p_scenario herald.scenario, p_chapters uuid[], p_held uuid[], p_through timestamp with time zone, p_now timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.check_device_token(p_token text) FROM PUBLIC;
 
@@ -1332,6 +1408,14 @@ GRANT ALL ON FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lea
 
 REVOKE ALL ON FUNCTION herald.claim_rows(p_owner text, p_rows tid[], p_lease interval, p_now timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.is_staff() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.my_chapters() FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.my_chapters() TO authenticated;
+GRANT ALL ON FUNCTION herald.my_chapters() TO service_role;
+
+REVOKE ALL ON FUNCTION herald.held_for_caller(p_scenario uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.listed(p_items text[], p_joiner text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.span(p_duration interval, p_locale text) FROM PUBLIC;
@@ -1339,6 +1423,8 @@ REVOKE ALL ON FUNCTION herald.span(p_duration interval, p_locale text) FROM PUBL
 REVOKE ALL ON FUNCTION herald.conditions(p_scenario herald.scenario, p_locale text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.counted_together(p_one jsonb, p_other jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.cron_jobs() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.cron_jobs() TO herald_daemon;
@@ -1348,7 +1434,7 @@ REVOKE ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp w
 GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_reader;
 
-REVOKE ALL ON FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.definition_for_caller(p_definition jsonb, p_now timestamp with time zone) FROM PUBLIC;
 
@@ -1394,6 +1480,8 @@ GRANT ALL ON FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_re
 REVOKE ALL ON FUNCTION herald.evaluate(p_now timestamp with time zone, p_scenario uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.evaluate(p_now timestamp with time zone, p_scenario uuid) TO herald_daemon;
 
+REVOKE ALL ON FUNCTION herald.evaluate_chapters(p_scenario herald.scenario, p_chapters uuid[], p_from timestamp with time zone, p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO herald_daemon;
 
@@ -1420,13 +1508,17 @@ REVOKE ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit
 GRANT ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) TO herald_reader;
 
+REVOKE ALL ON FUNCTION herald.fall_behind(p_scenario herald.scenario, p_chapter uuid, p_from timestamp with time zone, p_held_at timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.find_scenario(p_what text) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.find_scenario(p_what text) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.find_scenario(p_what text) TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamp with time zone) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION herald.held_text(p_scenario herald.scenario, p_wanted text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION herald.held_text(p_scenario herald.scenario, p_suppressed jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.hold(p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamp with time zone, p_made bigint, p_now timestamp with time zone, OUT candidates herald.candidate[], OUT chapters uuid[], OUT wanted bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) TO herald_daemon;
@@ -1439,8 +1531,6 @@ REVOKE ALL ON FUNCTION herald.in_canary(p_scenario uuid, p_user uuid, p_percent 
 REVOKE ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with time zone) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with time zone) TO herald_reader;
-
-REVOKE ALL ON FUNCTION herald.is_staff() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.jwt_user_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.jwt_user_id() TO authenticated;
@@ -1458,10 +1548,6 @@ GRANT ALL ON FUNCTION herald.maintain_batch(p_now timestamp with time zone, p_ba
 REVOKE ALL ON FUNCTION herald.mark_opened(p_notification_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.mark_opened(p_notification_id uuid) TO authenticated;
 
-REVOKE ALL ON FUNCTION herald.my_chapters() FROM PUBLIC;
-GRANT ALL ON FUNCTION herald.my_chapters() TO authenticated;
-GRANT ALL ON FUNCTION herald.my_chapters() TO service_role;
-
 REVOKE ALL ON FUNCTION herald.my_organisations() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.my_organisations() TO authenticated;
 GRANT ALL ON FUNCTION herald.my_organisations() TO service_role;
@@ -1476,6 +1562,8 @@ REVOKE ALL ON FUNCTION herald.my_scopes() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.my_scopes() TO authenticated;
 GRANT ALL ON FUNCTION herald.my_scopes() TO service_role;
 
+REVOKE ALL ON FUNCTION herald.not_held(p_scenario herald.scenario, p_users uuid[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.notification_content(p_notification_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.notification_content(p_notification_id uuid) TO authenticated;
 
@@ -1489,6 +1577,8 @@ REVOKE ALL ON FUNCTION herald.params_problem(p_schema jsonb, p_params jsonb) FRO
 
 REVOKE ALL ON FUNCTION herald.pause(p_scenario uuid, OUT paused_at timestamp with time zone, OUT prompts bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.pause(p_scenario uuid, OUT paused_at timestamp with time zone, OUT prompts bigint) TO herald_daemon;
+
+REVOKE ALL ON FUNCTION herald.people_in(p_scenario herald.scenario, p_chapters uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.phrase_of(p_word text, p_locale text) FROM PUBLIC;
 
@@ -1548,7 +1638,9 @@ GRANT ALL ON FUNCTION herald.revoke_devices(p_device uuid[], p_last_seen_at time
 
 REVOKE ALL ON FUNCTION herald.ring() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.run_by_chapter(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.run_retention() FROM PUBLIC;
 

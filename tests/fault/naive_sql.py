@@ -89,7 +89,7 @@ _CHANGES: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
         ("evaluate", "for no key update skip locked", ""),
         (
             "evaluate",
-            "set evaluated_through = greatest(s.evaluated_through, v_through)",
+            "set evaluated_through = greatest(s.evaluated_through, p_now)",
             "set evaluated_through = s.evaluated_through",
         ),
     ),
