@@ -15,6 +15,7 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 as $$
 declare
+  v_hold record;
   v_wanted bigint := 0;
 begin
   held := '{}';
@@ -30,8 +31,11 @@ begin
   end if;
   -- no chapter has more than all together
   if cardinality(p_candidates) + p_made > p_scenario.max_prompts_per_run and p_scenario.mode <> 'shadow' then
-    select h.candidates, h.chapters, h.wanted into p_candidates, held, v_wanted
+    select h.* into v_hold
     from herald.hold(p_scenario, p_candidates, lower(p_window), p_made, p_now) as h;
+    p_candidates := v_hold.candidates;
+    held := v_hold.chapters;
+    v_wanted := v_hold.wanted;
     if v_wanted > 0 then
       p_users := herald.not_held(p_scenario, p_users);
     end if;

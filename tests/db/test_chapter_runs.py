@@ -58,18 +58,27 @@ EVERYTHING: Final = [
         )
     ),
     *(
-        (COORDINATOR_A, f"select * from herald.explain(%s, '{kind}', '{NOW}'::timestamptz + interval '5 minutes')", (a,))
+        (
+            COORDINATOR_A,
+            f"select * from herald.explain(%s, '{kind}', '{NOW}'::timestamptz + interval '5 minutes')",
+            (a,),
+        )
         for kind in ("inactivity", "fragile", "many", "milestone", "follow_up", "expiry")
         for a in (A1, A2)
     ),
     *(
         (
             COORDINATOR_A,
-            f"with changed as (update herald.scenario set {change} where chapter_id is not null returning *) "
-            "select * from changed order by scenario_id",
+            f"with c as (update herald.scenario set {change} returning *) select * from c order by scenario_id",
             (),
         )
-        for change in ("name = 'mine'", "mode = 'off'", "mode = 'shadow'", """params = '{"days": 31}'""", "priority = 1")
+        for change in (
+            "name = 'mine'",
+            "mode = 'off'",
+            "mode = 'shadow'",
+            """params = '{"days": 31}'""",
+            "priority = 1",
+        )
     ),
     (COORDINATOR_A, "select herald.jwt_user_id()", ()),
     (COORDINATOR_A, "select herald.idempotency_key(%s, 'inactivity', '2026-01-31')", (A1,)),
@@ -197,7 +206,8 @@ def _fewer_candidates(db: psycopg.Connection) -> str:
 def _register(db: psycopg.Connection, name: str, condition: str, times: str) -> None:
     """A type whose evaluator finds everybody at one moment, as often as `times` says, if it survives `condition`."""
     db.execute(
-        f"create function herald.due_{name}(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
+        f"create function herald.due_{name}("
+        f"p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
         f"returns setof herald.candidate language sql stable as $$ "
         f"select r.user_id, k::text, timestamptz '2026-06-12 18:00+00' "
         f"from herald.source_recipient as r cross join lateral generate_series(1, {times}) as k "

@@ -412,9 +412,7 @@ QUESTIONS: Final[list[tuple[UUID, str, tuple[object, ...]]]] = [
 ]
 
 
-def answers(
-    db: psycopg.Connection, questions: Sequence[tuple[UUID, str, tuple[object, ...]]] = QUESTIONS
-) -> list[str]:
+def answers(db: psycopg.Connection, questions: Sequence[tuple[UUID, str, tuple[object, ...]]] = QUESTIONS) -> list[str]:
     found = []
     for person, query, values in questions:
         with db.transaction(force_rollback=True), acting_as(db, "authenticated", person):
