@@ -106,7 +106,10 @@ class Http1Transport:
         """See `pgherald.fcm.Transport`."""
         target = _target(url)
         request = b"%bcontent-length: %d\r\n%b\r\n%b" % (target.line, len(body), self._lines(headers), body)
-        await _unsent(_acquire(self._slots, deadline))
+        if self._slots.value > 0:
+            self._slots.acquire_nowait()
+        else:
+            await _unsent(_acquire(self._slots, deadline))
         connection = None
         try:
             connection = self._kept(target)
