@@ -46,6 +46,10 @@ one core at most, and whoever was touched twice meanwhile is evaluated once."""
 BREATH_MAX: Final = 0.5
 """Seconds that this pause lasts at most."""
 
+BARREN_STEP: Final = 0.01
+"""Seconds by which this pause grows with each evaluation in a row after which nothing was to be sent, up to `NAP`: what an
+evaluation costs whoever it is for is then shared by many writes of an app that hardly ever makes somebody due."""
+
 LINGER: Final = 0.25
 """Seconds without work after which a worker falls asleep that an app's many writes have woken."""
 
@@ -103,6 +107,7 @@ class Worker:
         self._horizon = 0  # transactions below it may have changed rows without ringing; 0 once all have ended
         self._evaluates_at = 0.0  # not sooner, by time.monotonic()
         self._fruitless = 0  # claims in a row that found nothing
+        self._barren = 0  # evaluations in a row, without sleep, after which nothing was to be sent
         self._moves_by = float("inf")
         self.refusal: SchemaBroke | None = None  # set when it stopped because it cannot work with the schema any more
         self.drained = anyio.Event()  # set once there was nothing left to do for the first time
@@ -209,7 +214,9 @@ class Worker:
             log.error("evaluation_failed", scenario_id=scenario_id, source="touched")
         if evaluates:
             ended = time.monotonic()
-            self._evaluates_at = ended + min(BREATH * (ended - began), BREATH_MAX)
+            pause = max(BREATH * (ended - began), min(BARREN_STEP * self._barren, NAP))
+            self._evaluates_at = ended + min(pause, BREATH_MAX)
+            self._barren = 0 if claimed.prompts else self._barren + 1
         return claimed
 
     async def _claim(self, count: int, touched: int) -> Claimed:
@@ -256,6 +263,7 @@ class Worker:
     async def _fall_asleep(self) -> bool:
         """Let the lock go that keeps writers from ringing; True if it was held until now. Whoever saw it held did not
         ring, and may commit only later: they are awaited, whatever wakes this loop in between."""
+        self._barren = 0
         horizon = await self._locks.fall_asleep()
         if horizon is not None:
             self._horizon = horizon

@@ -19,7 +19,7 @@ from pgherald.listener import PEAL, Doorbell, Wakeup
 from pgherald.metrics import Metrics
 from pgherald.pacing import Pacing
 from pgherald.store import Claimed, Waiting
-from pgherald.worker import BREATH_MAX, LINGER, Worker
+from pgherald.worker import BARREN_STEP, BREATH_MAX, LINGER, NAP, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,3 +126,16 @@ async def test_the_app_keeps_most_of_the_time_however_many_people_are_touched() 
         assert next_began - ended >= min(ended - began, BREATH_MAX) * 0.99
     assert database.slept == []
     assert database.awake_since is not None
+
+
+async def test_writes_that_make_nobody_due_are_looked_at_ever_less_often() -> None:
+    database = Database(touched=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker(database, Doorbell()).run)
+        with anyio.fail_after(60):
+            while len(database.evaluations) < 8:  # noqa: ASYNC110 - an evaluation sets no event
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
+    moments = [began for began, _ in database.evaluations]
+    for number, (before, after) in enumerate(zip(moments, moments[1:], strict=False)):
+        assert after - before >= min(number * BARREN_STEP, NAP) * 0.99
