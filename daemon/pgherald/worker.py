@@ -47,8 +47,8 @@ BREATH_MAX: Final = 0.5
 """Seconds that this pause lasts at most."""
 
 BARREN_STEP: Final = 0.01
-"""Seconds by which this pause grows with each evaluation in a row after which nothing was to be sent, up to `NAP`: what an
-evaluation costs whoever it is for is then shared by many writes of an app that hardly ever makes somebody due."""
+"""Seconds by which this pause grows with each evaluation in a row after which nothing was to be sent, up to `NAP`: what
+an evaluation costs whoever it is for is then shared by many writes of an app that hardly ever makes somebody due."""
 
 LINGER: Final = 0.25
 """Seconds without work after which a worker falls asleep that an app's many writes have woken."""

@@ -9,10 +9,10 @@ as $$
 begin
   -- The plain column is the common case, and many times cheaper than looking it up in a JSON of the row.
   if tg_op = 'INSERT' and tg_argv[0] = 'user_id' then
-    -- What an app does most, so with the least that stands between it and its commit: people who come twice are evaluated
-    -- once all the same.
+    -- What an app does most, so with the least that stands between it and its commit: `distinct on` sorts, which for a
+    -- single row costs half of what a hash does.
     insert into herald.touched_user (user_id)
-    select r.user_id from new_rows as r where r.user_id is not null;
+    select distinct on (r.user_id) r.user_id from new_rows as r where r.user_id is not null;
   elsif tg_argv[0] = 'user_id' then
     if tg_op = 'UPDATE' then
       insert into herald.touched_user (user_id)

@@ -60,7 +60,7 @@ def test_insert_update_and_delete_hand_over_whom_they_touch(
     assert touched(db) == [second]
 
 
-def test_a_bulk_insert_hands_every_person_over(organisation: Organisation, db: psycopg.Connection) -> None:
+def test_a_bulk_insert_hands_each_person_over_once(organisation: Organisation, db: psycopg.Connection) -> None:
     people = organisation.mentors(100)
     forget(db)
     db.execute(
@@ -68,7 +68,7 @@ def test_a_bulk_insert_hands_every_person_over(organisation: Organisation, db: p
         "select u, 'contact' from unnest(%s::uuid[]) as u, generate_series(1, 200)",
         (people,),
     )
-    assert touched(db) == sorted(people)
+    assert db.execute("select count(*) from herald.touched_user").fetchone() == (100,)
 
 
 def test_what_is_rolled_back_touches_nobody(organisation: Organisation, db: psycopg.Connection) -> None:

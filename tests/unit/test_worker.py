@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -137,5 +138,5 @@ async def test_writes_that_make_nobody_due_are_looked_at_ever_less_often() -> No
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
     moments = [began for began, _ in database.evaluations]
-    for number, (before, after) in enumerate(zip(moments, moments[1:], strict=False)):
+    for number, (before, after) in enumerate(pairwise(moments)):
         assert after - before >= min(number * BARREN_STEP, NAP) * 0.99
