@@ -17,7 +17,6 @@ select
   format('role %s lacks %s on %s', w.grantee, w.privilege, w.relation),
   format('grant %s on %s to %s', w.privilege, w.relation, w.grantee)
 from (values
-  ('authenticated', 'select', 'herald.scenario'),
   ('authenticated', 'delete', 'herald.scenario'),
   ('authenticated', 'select', 'herald.scenario_type'),
   ('herald_reader', 'select', 'herald.scenario_statistics'),
@@ -30,11 +29,11 @@ union all
 select
   format('role authenticated lacks %s (%s) on herald.scenario', w.privilege, string_agg(a.attname, ', ' order by a.attnum)),
   format('grant %s (%s) on herald.scenario to authenticated', w.privilege, string_agg(a.attname, ', ' order by a.attnum))
-from (values ('insert'), ('update')) as w (privilege)
-join pg_catalog.pg_attribute as a on a.attrelid = 'herald.scenario'::pg_catalog.regclass
-where a.attname in ('scenario_type', 'organisation_id', 'chapter_id', 'name', 'params', 'title_key', 'body_key', 'presentation',
+from (values ('select'), ('insert'), ('update')) as w (privilege)
+join pg_catalog.pg_attribute as a on a.attrelid = 'herald.scenario'::pg_catalog.regclass and a.attnum > 0 and not a.attisdropped
+where (w.privilege = 'select' or a.attname in ('scenario_type', 'organisation_id', 'chapter_id', 'name', 'params', 'title_key', 'body_key', 'presentation',
     'devices', 'cooldown', 'quiet_from', 'quiet_until', 'mode', 'canary_percent', 'priority', 'jitter', 'expires_after',
-    'on_unknown', 'max_prompts_per_run')
+    'on_unknown', 'max_prompts_per_run'))
   and not pg_catalog.has_column_privilege('authenticated', 'herald.scenario', a.attname, w.privilege)
 group by w.privilege
 order by 1;

@@ -21,7 +21,9 @@ cross join lateral (
 where r.name in ('public', 'anon', 'authenticated', 'service_role', 'herald_daemon', 'herald_reader')
   and not (
     r.name = 'herald_reader' and a.relkind = 'v' and a.relname like '%\_statistics' and a.privilege_type = 'SELECT'
-    or r.name = 'authenticated' and a.relname in ('scenario', 'scenario_type') and a.privilege_type = 'SELECT'
+    or r.name = 'authenticated' and a.relname = 'scenario_type' and a.privilege_type = 'SELECT'
+    -- column by column, for a right to the table is one to its system columns: those tell of other rows
+    or r.name = 'authenticated' and a.relname = 'scenario' and a.privilege_type = 'SELECT' and a.column_name is not null
     or r.name = 'authenticated' and a.relname = 'scenario' and a.privilege_type = 'DELETE'
     or r.name = 'authenticated' and a.relname = 'scenario' and a.privilege_type in ('INSERT', 'UPDATE')
       and a.column_name in ('scenario_type', 'organisation_id', 'chapter_id', 'name', 'params', 'title_key', 'body_key',

@@ -18,7 +18,12 @@ $$;
 
 -- Coordinators configure; the policies that say which rows are theirs are in functions/15_coordinators.sql. The database
 -- chooses scenario_id: who could choose it would learn from the primary key which ids exist in other chapters.
-grant select on herald.scenario, herald.scenario_type to authenticated;
+-- Column by column: the right to read a whole table is one to its system columns too, and where a row lies (ctid) and who
+-- wrote it (xmin) depends on what was written beside it for other chapters.
+grant select (scenario_id, scenario_type, organisation_id, chapter_id, name, params, title_key, body_key, presentation, devices, cooldown,
+  quiet_from, quiet_until, mode, canary_percent, priority, jitter, expires_after, on_unknown, max_prompts_per_run, evaluated_through,
+  evaluated_from, started_at, paused_at, created_at) on herald.scenario to authenticated;
+grant select on herald.scenario_type to authenticated;
 grant delete on herald.scenario to authenticated;
 grant insert (scenario_type, organisation_id, chapter_id, name, params, title_key, body_key, presentation, devices, cooldown,
   quiet_from, quiet_until, mode, canary_percent, priority, jitter, expires_after, on_unknown, max_prompts_per_run) on herald.scenario to authenticated;

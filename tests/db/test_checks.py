@@ -97,7 +97,12 @@ FAULTS: Final = (
     Fault(
         "14_missing_grant",
         "revoke select on herald.scenario from authenticated",
-        "role authenticated lacks select on herald.scenario",
+        r"role authenticated lacks select \(scenario_id, .*, created_at\) on herald.scenario",
+    ),
+    Fault(
+        "15_excess_grant",
+        "grant select on herald.scenario to authenticated",
+        "role authenticated has select on herald.scenario",
     ),
     Fault(
         "14_missing_grant",

@@ -274,6 +274,9 @@ def test_a_coordinator_may_set_every_column_of_configuration_and_no_other(db: ps
     ).fetchall()
     assert {c for (c,) in columns} == {*COLUMNS, *CLOSED, "organisation_id", "chapter_id"}
     with db.transaction(force_rollback=True), acting_as(db, "authenticated", COORDINATOR_A):
+        for column in ("ctid", "xmin", "tableoid"):
+            query = f"select {column} from herald.scenario"
+            assert answer(db, query).startswith("('42501', 'permission denied for table scenario'"), column
         for column in CLOSED:
             for command in (
                 insert(ORGANISATION, CHAPTER_A, **{column: "default"}),

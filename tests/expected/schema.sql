@@ -1334,45 +1334,57 @@ GRANT ALL ON FUNCTION herald.backtest_definition(p_definition jsonb, p_from time
 GRANT ALL ON FUNCTION herald.backtest_definition(p_definition jsonb, p_from timestamp with time zone, p_to timestamp with time zone) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.backtest_definition(p_definition jsonb, p_from timestamp with time zone, p_to timestamp with time zone) TO herald_reader;
 
-GRANT SELECT,DELETE ON TABLE herald.scenario TO authenticated;
+GRANT DELETE ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(scenario_type),UPDATE(scenario_type) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(scenario_id) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(organisation_id),UPDATE(organisation_id) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(scenario_type),INSERT(scenario_type),UPDATE(scenario_type) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(chapter_id),UPDATE(chapter_id) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(organisation_id),INSERT(organisation_id),UPDATE(organisation_id) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(name),UPDATE(name) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(chapter_id),INSERT(chapter_id),UPDATE(chapter_id) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(params),UPDATE(params) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(name),INSERT(name),UPDATE(name) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(title_key),UPDATE(title_key) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(params),INSERT(params),UPDATE(params) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(body_key),UPDATE(body_key) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(title_key),INSERT(title_key),UPDATE(title_key) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(presentation),UPDATE(presentation) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(body_key),INSERT(body_key),UPDATE(body_key) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(devices),UPDATE(devices) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(presentation),INSERT(presentation),UPDATE(presentation) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(cooldown),UPDATE(cooldown) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(devices),INSERT(devices),UPDATE(devices) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(quiet_from),UPDATE(quiet_from) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(cooldown),INSERT(cooldown),UPDATE(cooldown) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(quiet_until),UPDATE(quiet_until) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(quiet_from),INSERT(quiet_from),UPDATE(quiet_from) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(mode),UPDATE(mode) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(quiet_until),INSERT(quiet_until),UPDATE(quiet_until) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(canary_percent),UPDATE(canary_percent) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(mode),INSERT(mode),UPDATE(mode) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(priority),UPDATE(priority) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(canary_percent),INSERT(canary_percent),UPDATE(canary_percent) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(jitter),UPDATE(jitter) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(priority),INSERT(priority),UPDATE(priority) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(expires_after),UPDATE(expires_after) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(jitter),INSERT(jitter),UPDATE(jitter) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(on_unknown),UPDATE(on_unknown) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(expires_after),INSERT(expires_after),UPDATE(expires_after) ON TABLE herald.scenario TO authenticated;
 
-GRANT INSERT(max_prompts_per_run),UPDATE(max_prompts_per_run) ON TABLE herald.scenario TO authenticated;
+GRANT SELECT(on_unknown),INSERT(on_unknown),UPDATE(on_unknown) ON TABLE herald.scenario TO authenticated;
+
+GRANT SELECT(max_prompts_per_run),INSERT(max_prompts_per_run),UPDATE(max_prompts_per_run) ON TABLE herald.scenario TO authenticated;
+
+GRANT SELECT(evaluated_through) ON TABLE herald.scenario TO authenticated;
+
+GRANT SELECT(evaluated_from) ON TABLE herald.scenario TO authenticated;
+
+GRANT SELECT(started_at) ON TABLE herald.scenario TO authenticated;
+
+GRANT SELECT(paused_at) ON TABLE herald.scenario TO authenticated;
+
+GRANT SELECT(created_at) ON TABLE herald.scenario TO authenticated;
 
 REVOKE ALL ON FUNCTION herald.backtested(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone) FROM PUBLIC;
 
