@@ -17,7 +17,7 @@ import anyio
 
 from pgherald.backoff import reconnect_delay
 from pgherald.log import describe_exception, log
-from pgherald.store import STORE_ERRORS, Ear, NoSession
+from pgherald.sessions import STORE_ERRORS, Ear, NoSession
 
 if TYPE_CHECKING:
     from typing import NoReturn

@@ -17,8 +17,9 @@ import anyio
 
 from pgherald.backoff import reconnect_delay
 from pgherald.log import describe_exception, log
+from pgherald.sessions import PASSING_ERRORS
 from pgherald.spool import Entry, SpoolFailed
-from pgherald.store import PASSING_ERRORS, PLAIN, Settled, Settlement
+from pgherald.store import PLAIN, Settled, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -16,7 +16,7 @@ import anyio
 from pgherald.config import Scheduler as Mode
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
-from pgherald.store import STORE_ERRORS
+from pgherald.sessions import STORE_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from pgherald.oauth import OAuth
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder
+    from pgherald.sessions import Locks
     from pgherald.spool import Spool
-    from pgherald.store import Locks, State, Store
+    from pgherald.store import State, Store
 
 EVALUATE_SECONDS: Final = 60.0
 """How often all scenarios are evaluated, as pg_cron's job does."""

@@ -52,8 +52,9 @@ from pgherald.oauth import NoOAuthToken, OAuth, load_credentials
 from pgherald.pacing import RAMP_SECONDS, Pacing
 from pgherald.recorder import Recorder
 from pgherald.scheduler import Scheduler
+from pgherald.sessions import Locks
 from pgherald.spool import Spool
-from pgherald.store import Locks, Store
+from pgherald.store import Store
 from pgherald.systemd import Notifier, watchdog_interval
 from pgherald.tls import Guard, server_context
 from pgherald.worker import Worker

@@ -21,7 +21,8 @@ import anyio.lowlevel
 from pgherald.backoff import reconnect_delay
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
-from pgherald.store import SCHEMA_BROKE, STORE_ERRORS, Claimed, SchemaBroke
+from pgherald.sessions import STORE_ERRORS
+from pgherald.store import SCHEMA_BROKE, Claimed, SchemaBroke
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from pgherald.model import Prompt
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder
+    from pgherald.sessions import Locks
     from pgherald.spool import Spool
-    from pgherald.store import Locks, Store, Waiting
+    from pgherald.store import Store, Waiting
 
 TOUCHED_MAX: Final = 5000
 """Touched rows evaluated in one transaction: a tenth of a second or so."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import google.auth.transport.requests
 
-from pgherald import dispatcher, fcm, http1, listener, oauth, recorder, service, spool, store, worker
+from pgherald import dispatcher, fcm, http1, listener, oauth, recorder, service, sessions, spool, store, worker
 from pgherald.config import load_settings
 from pgherald.log import describe_exception, log
 from pgherald.message import build_message
@@ -189,7 +189,8 @@ def logs_what_it_sends() -> None:
 def has_no_pulse() -> None:
     """The listener waits for a notification as long as it takes, and proves nothing in between."""
     listener.HEARTBEAT = 3600.0  # type: ignore[misc]
-    store.KEEPALIVES = {}  # type: ignore[misc]
+    sessions.KEEPALIVES = {}  # type: ignore[misc]
+    store.KEEPALIVES = {}  # type: ignore[attr-defined]
 
 
 def pings_from_a_thread() -> None:
@@ -311,7 +312,7 @@ def believes_the_payload() -> None:
         made(self, *arguments)
         senders.append(self)
 
-    async def obey(self: store.Ear, seconds: float) -> bool:
+    async def obey(self: sessions.Ear, seconds: float) -> bool:
         async for note in self._connection.notifies(timeout=seconds, stop_after=1):
             if note.payload.startswith("{"):
                 await senders[0].send(note.payload.encode(), time.monotonic() + 1)
@@ -319,7 +320,7 @@ def believes_the_payload() -> None:
         return False
 
     fcm.FcmClient.__init__ = remember  # type: ignore[method-assign,assignment]
-    store.Ear.hear = obey  # type: ignore[method-assign]
+    sessions.Ear.hear = obey  # type: ignore[method-assign]
 
 
 def one_exception_ends_the_batch() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from pgherald.oauth import FORCED_PAUSE
-from pgherald.store import AWAKE
+from pgherald.sessions import AWAKE
 from tests.fault import naive_sql
 from tests.fault.brakes import stuck_records
 from tests.fault.conftest import lacks, needs
