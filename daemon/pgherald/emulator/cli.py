@@ -35,6 +35,7 @@ faults (--fault, repeatable; or PUT them as JSON to /emulator/faults while it ru
   goaway  goaway_before  goaway_after   HTTP/2 GOAWAY after the answer, instead of accepting, instead of the answer
   each with ,next=3 or ,every=10 or ,fraction=0.1, ,token_prefix=ios- and ,on=token (the OAuth endpoint)
   for example: --fault status=503,fraction=0.1 --fault drop_after,every=100 --latency 0.05
+  or while it runs: curl -X PUT .../emulator/faults -d '[{"do": "status", "status": 503, "fraction": 0.1}]'
 
 device tokens that always fail, by how they begin:
   unregistered-  sender-mismatch-  invalid-  invalid-field-  apns-auth-  quota-

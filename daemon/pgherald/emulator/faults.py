@@ -196,7 +196,7 @@ def parse_fault(text: str) -> Fault:
 def read_fault(content: object) -> Fault:
     """Reads the JSON form."""
     if not isinstance(content, dict):
-        raise FaultError("a fault is a JSON object")
+        raise FaultError('a fault is a JSON object such as {"do": "status", "status": 503, "next": 3}')
     known = {f.name for f in fields(Fault)}
     unknown = sorted(set(content) - known)
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 
 import pytest
@@ -62,6 +63,13 @@ def test_the_command_line_and_json_say_the_same(text: str, content: dict[str, An
 def test_a_fault_written_wrongly_is_refused(text: str) -> None:
     with pytest.raises(FaultError):
         parse_fault(text)
+
+
+def test_the_refusal_of_what_is_no_json_object_shows_one_that_is() -> None:
+    with pytest.raises(FaultError) as refused:
+        read_fault("silent")
+    shown = str(refused.value).partition("such as ")[2]
+    assert read_fault(json.loads(shown)) == parse_fault("status=503,next=3")
 
 
 @pytest.mark.parametrize("content", [None, [], "drop_after", {"do": 1}, {"do": "status", "status": "503"}])
