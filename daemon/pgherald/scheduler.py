@@ -19,7 +19,7 @@ from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from typing import NoReturn
 
     from pgherald.dispatcher import DispatchConfig
@@ -99,27 +99,42 @@ class Scheduler:
         self._maintain = _Clock(MAINTAIN_SECONDS, time.monotonic() + MAINTAIN_SECONDS / 24)
 
     async def run(self) -> NoReturn:
-        """Do each duty when it is due, for ever; what the database would not let through is tried the next time."""
+        """Do each duty when it is due, for ever; what the database would not let through is tried the next time.
+
+        The schedule has a task of its own: an evaluation may take long, and the sweep and the metrics not wait for it.
+        """
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._every_second, self._keep_schedule)
+            await self._every_second(self._keep_house)
+        raise AssertionError("neither ends")
+
+    async def _every_second(self, duties: Callable[[float], Awaitable[None]]) -> NoReturn:
         while True:
-            now = time.monotonic()
             try:
-                if self._sweep.strikes(now):
-                    await self._sweep_lost()
-                if self._measure.strikes(now):
-                    await self._take_measure()
-                if self._check.strikes(now):
-                    await self._check_invariants()
-                if await self._is_mine():
-                    if self._evaluate.strikes(now):
-                        await self._evaluate_all()
-                    if self._maintain.strikes(now):
-                        await self._maintain_tables()
+                await duties(time.monotonic())
             except (*STORE_ERRORS, TimeoutError) as error:
                 log.debug("duty_put_off", exception=describe_exception(error))
-            if self._spool.failing and await self._spool.probe():
-                self._bell.ring(Wakeup.POLL)
-            self._measure_here()
             await anyio.sleep(1.0)
+
+    async def _keep_house(self, now: float) -> None:
+        """What every daemon does."""
+        self._measure_here()
+        if self._spool.failing and await self._spool.probe():
+            self._bell.ring(Wakeup.POLL)
+        if self._sweep.strikes(now):
+            await self._sweep_lost()
+        if self._measure.strikes(now):
+            await self._take_measure()
+        if self._check.strikes(now):
+            await self._check_invariants()
+
+    async def _keep_schedule(self, now: float) -> None:
+        """What one daemon does."""
+        if await self._is_mine():
+            if self._evaluate.strikes(now):
+                await self._evaluate_all()
+            if self._maintain.strikes(now):
+                await self._maintain_tables()
 
     async def _is_mine(self) -> bool:
         """Whether this daemon runs the schedule now."""

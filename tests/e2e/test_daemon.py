@@ -306,6 +306,31 @@ def test_one_daemon_at_a_time_runs_the_schedule(
             wait_for(lambda: runs() == 2)
 
 
+def test_an_evaluator_that_never_ends_does_not_keep_the_daemon_from_its_other_duties(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    db = organisation.db
+    db.execute(
+        "create function public.due_never(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
+        "returns setof herald.candidate language plpgsql stable as $$ begin perform pg_sleep(3600); end $$"
+    )
+    db.execute("""select herald.register_scenario_type('never', 'public.due_never', '{"en": "Send never"}', '{}')""")
+    organisation.scenario("never", {})
+    prompt_id, _ = organisation.enqueue(organisation.scenario(), person := organisation.mentor("phone-1"))
+    db.execute(
+        "update herald.prompt set status = 'sending', owner = 'a daemon that died', claimed_at = now(), "
+        "deadline = now() + interval '1 hour' where prompt_id = %s",
+        (prompt_id,),
+    )
+    db.execute("delete from herald.touched_user")  # the schedule alone is to meet it
+    with running_daemon(database.daemon_dsn, emulator, tmp_path, {"PGHERALD_SCHEDULER": "internal"}) as daemon:
+        wait_for(lambda: db.execute("select from pg_stat_activity where wait_event = 'PgSleep'").rowcount == 1)
+        db.execute("update herald.prompt set deadline = now() - interval '1 hour'")
+        wait_for(lambda: organisation.prompts()[person][0] == "unknown")
+        daemon.wait_for_metric('pgherald_prompts{status="unknown"}', 1)
+        assert daemon.stop() == 0
+
+
 def test_health_says_when_the_database_is_away(database: Database, daemon: Daemon) -> None:
     assert daemon.get("/healthz")[0] == 200
     assert daemon.get("/readyz")[0] == 200
