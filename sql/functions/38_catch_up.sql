@@ -1,6 +1,6 @@
 -- Chapters that are behind in a scenario: a run failed there, was held, or found too much at once. Each by itself, so that
--- nothing in one chapter changes what a run does for another, or what its coordinators can read: the row of the scenario
--- tells that it was evaluated, and herald.catch_up, closed to clients, for whom it has to be done again.
+-- what one chapter meets changes neither what a run does for another nor what its coordinators can read: the row of the
+-- scenario tells that it was evaluated, and herald.catch_up, closed to clients, for whom it has to be done again.
 -- Lock order: scenario row, then herald.catch_up.
 
 -- The lock: a scheduled run holds it from before it reads these rows until it has deleted them.
@@ -47,7 +47,8 @@ $$;
 comment on function herald.caught_up is 'Notes that these chapters, but for those held, were evaluated up to p_through: no longer behind when that is p_now.';
 revoke all on function herald.caught_up from public;
 
--- A release is for one run to the end, however many prompts that makes.
+-- What has to wait: each chapter that is over the limit by itself; and, where the others together are over it, all of them,
+-- for the limit is what one run may make. A release is for one run to the end, however many prompts that makes.
 create or replace function herald.hold(
   p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamptz, p_made bigint, p_now timestamptz,
   out candidates herald.candidate[], out chapters uuid[], out wanted bigint
@@ -62,19 +63,13 @@ begin
   chapters := '{}';
   wanted := 0;
   for v_over in
-    with place as materialized (
-      select g.user_id, r.chapter_id
+    with person as (
+      select g.user_id, 1 as wanted
       from herald.gate(p_scenario, p_candidates, p_now) as g
-      cross join lateral (
-        select v.chapter_id from herald.source_recipient as v where v.user_id = g.user_id offset 0
-      ) as r
       where g.decision in ('send', 'quiet_hours')
-    ), made as materialized (
-      select r.chapter_id, count(*) as n
+      union all
+      select p.user_id, 0
       from herald.prompt as p
-      cross join lateral (
-        select v.chapter_id from herald.source_recipient as v where v.user_id = p.user_id offset 0
-      ) as r
       where p_made > 0 and p.scenario_id = p_scenario.scenario_id
         and p.created_at > p_now - interval '1 minute' and p.created_at <= p_now
         and p.created_at in (
@@ -82,13 +77,23 @@ begin
           from herald.evaluation_run as e
           where e.scenario_id = p_scenario.scenario_id and e.source = 'touched' and e.started_at > p_now - interval '1 minute'
         )
+    ), chapter as (
+      select r.chapter_id, sum(q.wanted) as wanted, count(*) as prompts
+      from person as q
+      cross join lateral (
+        select v.chapter_id from herald.source_recipient as v where v.user_id = q.user_id offset 0
+      ) as r
       group by r.chapter_id
+    ), bound as materialized (
+      select k.chapter_id, k.wanted, k.prompts, k.prompts > p_scenario.max_prompts_per_run as alone
+      from chapter as k
+      left join herald.catch_up as c on c.scenario_id = p_scenario.scenario_id and c.chapter_id is not distinct from k.chapter_id
+      where c.hold_released is not true
     )
-    select w.chapter_id, w.n
-    from (select k.chapter_id, count(*) as n from place as k group by k.chapter_id) as w
-    left join made as m on m.chapter_id is not distinct from w.chapter_id
-    left join herald.catch_up as c on c.scenario_id = p_scenario.scenario_id and c.chapter_id is not distinct from w.chapter_id
-    where w.n + coalesce(m.n, 0) > p_scenario.max_prompts_per_run and c.hold_released is not true
+    select b.chapter_id, b.wanted as n
+    from bound as b
+    where b.wanted > 0
+      and (b.alone or (select sum(o.prompts) from bound as o where not o.alone) > p_scenario.max_prompts_per_run)
   loop
     perform herald.fall_behind(p_scenario, v_over.chapter_id, p_from, p_now);
     chapters := array_append(chapters, v_over.chapter_id);
@@ -108,7 +113,7 @@ begin
 end
 $$;
 comment on function herald.hold is
-  'Holds the chapters in which more than max_prompts_per_run prompts would be made: the candidates of the others, the chapters held, and how many prompts they wanted. p_made: whether runs for touched users made some within the last minute, which count.';
+  'Holds the chapters in which, or in all of which together, more than max_prompts_per_run prompts would be made: the candidates of the others, the chapters held, and how many prompts they wanted. p_made: whether runs for touched users made some within the last minute, which count.';
 revoke all on function herald.hold from public;
 
 create or replace function herald.not_held(p_scenario herald.scenario, p_users uuid[])

@@ -161,7 +161,7 @@ HAPPENINGS: Final[dict[str, tuple[Callable[[psycopg.Connection], object], ...]]]
 
 @pytest.fixture(scope="module")
 def populated(server: Server) -> Iterator[psycopg.Connection]:
-    """Two chapters, and scenarios of each kind for one of them and for both; two prompts and 200 candidates a run."""
+    """Two chapters, and scenarios of each kind for one of them and for both; 20 prompts and 200 candidates a run."""
     with server.database() as database:
         connection = database.connect()
         world.populate(connection)
@@ -189,7 +189,7 @@ def populated(server: Server) -> Iterator[psycopg.Connection]:
             """update herald.scenario set params = params || '{"repeat_days": 14}' where scenario_type = 'inactivity'"""
         )
         connection.execute(
-            "update herald.scenario set max_prompts_per_run = 2, cooldown = '1 hour', "
+            "update herald.scenario set max_prompts_per_run = 20, cooldown = '1 hour', "
             "evaluated_through = '2026-06-12 12:00+00'"
         )
         connection.execute("update herald.scenario set started_at = '2026-06-12 12:00+00'")
@@ -305,6 +305,20 @@ def test_a_held_chapter_is_released_by_itself_and_the_others_never_waited(db: ps
     evaluate(1)(db)
     assert db.execute(ready, (A1, A2)).fetchone() == (54, 2)
     assert db.execute("select from herald.catch_up").fetchall() == []
+
+
+def test_chapters_that_are_over_the_limit_only_together_are_all_held(db: psycopg.Connection) -> None:
+    """The limit is what one run may make, so here chapters do learn of each other: that they wait."""
+    db.execute("delete from herald.prompt")
+    db.execute("delete from herald.scenario where scenario_id <> %s", (SCENARIO_ALL,))
+    ready = "select count(*) from herald.prompt where status = 'ready'"
+    for limit, prompts, chapters in ((3, 0, {CHAPTER_A, CHAPTER_B}), (4, 4, set())):
+        with db.transaction(force_rollback=True):
+            db.execute("update herald.scenario set max_prompts_per_run = %s", (limit,))
+            evaluate(0)(db)
+            assert db.execute(ready).fetchone() == (prompts,)
+            held = db.execute("select chapter_id from herald.catch_up where held_at is not null").fetchall()
+            assert {chapter for (chapter,) in held} == chapters
 
 
 def test_everything_that_a_client_may_use_is_asked(db: psycopg.Connection) -> None:
