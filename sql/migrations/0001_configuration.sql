@@ -102,7 +102,7 @@ comment on column herald.scenario.priority is 'Higher goes first. Above 0, a dat
 comment on column herald.scenario.jitter is 'A prompt of a scheduled run waits a random part of this, up to one hour, to stay clear of FCM''s busiest minutes.';
 comment on column herald.scenario.expires_after is 'A prompt is not sent later than this after it was due (or after the scenario was started or set back).';
 comment on column herald.scenario.on_unknown is 'drop: never send again when FCM''s answer was lost; resend: send again, a second copy replaces the first on the device.';
-comment on column herald.scenario.max_prompts_per_run is 'A run that would make more prompts in a chapter is held there until `pgherald resume`; null: no limit.';
+comment on column herald.scenario.max_prompts_per_run is 'A run that would make more prompts is held until `pgherald resume`, in the chapter that is over it alone, else in all; null: no limit.';
 comment on column herald.scenario.evaluated_through is 'The last scheduled run looked up to here, also where it failed or was held: see herald.catch_up. Set it back to reach people who were due before.';
 comment on column herald.scenario.evaluated_from is 'Nothing due at or before this is ever sent: kept by a trigger, moved back with evaluated_through.';
 comment on column herald.scenario.started_at is 'When the scenario was created, enabled again, or set back: expires_after counts from here for what was due before.';

@@ -148,15 +148,26 @@ def test_a_held_chapter_keeps_the_prompts_that_it_has(app: App) -> None:
     assert _told(app) == {first, north, *more}
 
 
-def test_the_prompts_of_other_chapters_do_not_count(app: App) -> None:
+def test_the_prompts_of_all_chapters_count_together_as_those_of_one_run(app: App) -> None:
+    at = now()
+    south = app.another_chapter()
+    app.scenario("milestone", {"counts": [1]}, evaluated_through=at - DAY, max_prompts_per_run=3)
+    made = []
+    for chapter in (app.chapter, south, app.chapter, south):
+        app.activity(app.person(chapter=chapter), at)
+        made += [(run.prompts, run.suppressed) for run in app.evaluate_touched(at + SECOND)]
+    assert made == [(1, {})] * 3 + [(0, {"held": 1})]
+    assert _behind(app) == [south]
+
+
+def test_a_storm_in_another_chapter_counts_only_there(app: App) -> None:
     at = now()
     south = app.another_chapter()
     app.scenario("milestone", {"counts": [1]}, evaluated_through=at - DAY, max_prompts_per_run=2)
-    made = []
-    for chapter in (app.chapter, south, app.chapter, south, south):
+    for chapter in (app.chapter, south, south, south):
         app.activity(app.person(chapter=chapter), at)
-        made += [(run.prompts, run.suppressed) for run in app.evaluate_touched(at + SECOND)]
-    assert made == [(1, {})] * 4 + [(0, {"held": 1})]
+    runs = app.evaluate_touched(at + SECOND)
+    assert [(run.prompts, run.suppressed) for run in runs] == [(1, {"held": 3})]
     assert _behind(app) == [south]
 
 
