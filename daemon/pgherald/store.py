@@ -7,14 +7,16 @@ called.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, LiteralString
 from uuid import UUID
 
 import orjson
+import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
@@ -36,12 +38,16 @@ from pgherald.model import (
 from pgherald.sessions import KEEPALIVES, STORE_ERRORS, is_pooled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from datetime import timedelta
 
-    import psycopg
-
     from pgherald.model import Revoked
+
+EVALUATION_PATIENCE: Final = 15.0
+"""Seconds that touched people's evaluation may take before a claim; it is meant to take a tenth of one."""
+
+CANCEL_PATIENCE: Final = 5.0
+"""Seconds for the server to take the word that it is called off."""
 
 SCHEMA_BROKE: Final = (
     "the schema in the database was migrated to a version that this program does not know and that breaks it: "
@@ -51,6 +57,10 @@ SCHEMA_BROKE: Final = (
 
 class SchemaBroke(ConfigError):
     """A migration that this program does not know, and that says it breaks such programs, is in the database."""
+
+
+class EvaluationHangs(Exception):
+    """Touched people's evaluation did not come to its end, and was called off; they are still to be evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,16 +217,20 @@ class Store:
 
     async def claim(self, owner: str, limit: int, lease: timedelta, *, touched: int = 0) -> Claimed:
         """Evaluate up to `touched` touched rows' people, then claim up to `limit` ready prompts; committed when this
-        returns. Raises SchemaBroke."""
-        return await self._claim(_CLAIM, (touched, self._program, owner, limit, lease))
+        returns. Raises SchemaBroke, and EvaluationHangs: then nothing was done."""
+        return await self._claim(
+            _CLAIM, (touched, self._program, owner, limit, lease), EVALUATION_PATIENCE if touched else None
+        )
 
     async def claim_prompts(self, owner: str, prompts: Sequence[PromptId], lease: timedelta) -> Claimed:
         """Claim these prompts, as far as they are ready."""
         return await self._claim(_CLAIM_PROMPTS, (owner, list(prompts), lease))
 
-    async def _claim(self, statement: LiteralString, parameters: tuple[Any, ...]) -> Claimed:
+    async def _claim(
+        self, statement: LiteralString, parameters: tuple[Any, ...], patience: float | None = None
+    ) -> Claimed:
         before = time.monotonic()
-        async with self._pool.connection() as connection:
+        async with self._pool.connection() as connection, _called_off_after(patience, connection):
             cursor = await connection.execute(statement, parameters, binary=True)
             rows = await cursor.fetchall()
         broken: Sequence[ScenarioId] = ()
@@ -339,6 +353,30 @@ class Store:
         async with self._pool.connection() as connection:
             cursor = await connection.execute("select from pg_catalog.pg_extension where extname = 'pg_cron'")
             return await cursor.fetchone() is not None
+
+
+@asynccontextmanager
+async def _called_off_after(seconds: float | None, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+    """Have the server cancel the statement within, if it takes so long: its word is awaited, so what it had committed
+    by then is not lost."""
+    if seconds is None:
+        yield
+        return
+    cancelling: list[asyncio.Task[None]] = []
+    timer = asyncio.get_running_loop().call_later(
+        seconds, lambda: cancelling.append(asyncio.create_task(connection.cancel_safe(timeout=CANCEL_PATIENCE)))
+    )
+    try:
+        yield
+    except psycopg.errors.QueryCanceled as error:
+        if not cancelling:
+            raise
+        raise EvaluationHangs from error
+    finally:
+        timer.cancel()
+        for each in cancelling:
+            with suppress(psycopg.Error):
+                await each
 
 
 def _array(elements: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from pgherald.backoff import reconnect_delay
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
-from pgherald.store import SCHEMA_BROKE, Claimed, SchemaBroke
+from pgherald.store import EVALUATION_PATIENCE, SCHEMA_BROKE, Claimed, EvaluationHangs, SchemaBroke
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +47,9 @@ one core at most, and whoever was touched twice meanwhile is evaluated once."""
 
 BREATH_MAX: Final = 0.5
 """Seconds that this pause lasts at most."""
+
+HANGING_PAUSE: Final = 60.0
+"""The pause after an evaluation that did not end: what is ready goes out meanwhile."""
 
 BARREN_STEP: Final = 0.01
 """Seconds by which this pause grows with each evaluation in a row after which nothing was to be sent, up to `NAP`: what
@@ -211,7 +214,12 @@ class Worker:
         evaluates = began >= self._evaluates_at
         if not evaluates and allowed == 0:
             return Claimed((), ())
-        claimed = await self._claim(allowed, TOUCHED_MAX if evaluates else 0)
+        try:
+            claimed = await self._claim(allowed, TOUCHED_MAX if evaluates else 0)
+        except EvaluationHangs:
+            log.error("evaluation_hangs", seconds=EVALUATION_PATIENCE, source="touched")
+            self._evaluates_at = time.monotonic() + HANGING_PAUSE
+            return Claimed((), ())
         for scenario_id in claimed.broken:
             log.error("evaluation_failed", scenario_id=scenario_id, source="touched")
         if evaluates:
@@ -234,8 +242,9 @@ class Worker:
             raise
 
     async def _breathe(self, waiting: Waiting | None) -> None:
-        """When there is nothing but touched people, wait until they may be evaluated."""
-        pause = self._evaluates_at - time.monotonic()
+        """When there is nothing but touched people, wait until they may be evaluated, or for a look at what else there
+        is: nobody rings while this is awake."""
+        pause = min(self._evaluates_at - time.monotonic(), BREATH_MAX)
         if waiting is not None and (not waiting.ready or self._fruitless > 0) and pause > 0:
             with self._moving_within(pause):
                 await self._bell.wait(pause)

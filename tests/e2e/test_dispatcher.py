@@ -27,7 +27,7 @@ from pgherald.oauth import OAuth, load_credentials
 from pgherald.pacing import Pacing
 from pgherald.recorder import Recorder
 from pgherald.spool import Spool
-from pgherald.store import Store
+from pgherald.store import EvaluationHangs, Store
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
@@ -372,3 +372,24 @@ def test_everything_promised_can_be_imported_from_the_package() -> None:
         assert getattr(pgherald, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = pgherald.nothing_of_the_kind
+
+
+async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes_out(
+    bench: Bench, organisation: Organisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = organisation.db
+    db.execute(
+        "create function public.due_never(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
+        "returns setof herald.candidate language plpgsql stable as $$ begin perform pg_sleep(3600); end $$"
+    )
+    db.execute("""select herald.register_scenario_type('never', 'public.due_never', '{"en": "Send never"}', '{}')""")
+    organisation.scenario("never", {})
+    person = organisation.mentor("phone-1")
+    enqueue_all(organisation, [person])
+    touched = db.execute("select user_id from herald.touched_user").fetchall()
+    assert (person,) in touched
+    monkeypatch.setattr("pgherald.store.EVALUATION_PATIENCE", 0.2)
+    with pytest.raises(EvaluationHangs):
+        await bench.store.claim("a test", 100, bench.config.lease, touched=100)
+    assert db.execute("select user_id from herald.touched_user").fetchall() == touched
+    assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)

@@ -19,7 +19,7 @@ from pgherald.exporter import Health
 from pgherald.listener import PEAL, Doorbell, Wakeup
 from pgherald.metrics import Metrics
 from pgherald.pacing import Pacing
-from pgherald.store import Claimed, Waiting
+from pgherald.store import Claimed, EvaluationHangs, Waiting
 from pgherald.worker import BARREN_STEP, BREATH_MAX, LINGER, NAP, Worker
 
 if TYPE_CHECKING:
@@ -36,9 +36,11 @@ def anyio_backend() -> str:
 class Database:
     """Nothing is ever ready; people are touched for as long as `touched` says, and each evaluation takes `seconds`."""
 
-    def __init__(self, *, touched: bool = False, seconds: float = 0.0) -> None:
+    def __init__(self, *, touched: bool = False, seconds: float = 0.0, hangs: bool = False) -> None:
         self.touched = touched
         self.seconds = seconds
+        self.hangs = hangs
+        self.claims = 0
         self.evaluations: list[tuple[float, float]] = []
         self.awake_since: float | None = None
         self.slept: list[float] = []
@@ -48,6 +50,9 @@ class Database:
             began = time.monotonic()
             await anyio.sleep(self.seconds)
             self.evaluations.append((began, time.monotonic()))
+            if self.hangs:
+                raise EvaluationHangs
+        self.claims += 1
         return Claimed((), ())
 
     async def waiting(self) -> Waiting:
@@ -140,3 +145,14 @@ async def test_writes_that_make_nobody_due_are_looked_at_ever_less_often() -> No
     moments = [began for began, _ in database.evaluations]
     for number, (before, after) in enumerate(pairwise(moments)):
         assert after - before >= min(number * BARREN_STEP, NAP) * 0.99
+
+
+async def test_after_an_evaluation_that_hangs_claims_go_on_without_one() -> None:
+    database = Database(touched=True, hangs=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker(database, Doorbell()).run)
+        with anyio.fail_after(60):
+            while database.claims < 3:  # noqa: ASYNC110 - a claim sets no event
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
+    assert len(database.evaluations) == 1
