@@ -49,8 +49,9 @@ revoke all on function herald.caught_up from public;
 
 -- What has to wait: each chapter that is over the limit by itself; and, where the others together are over it, all of them,
 -- for the limit is what one run may make. A release is for one run to the end, however many prompts that makes.
+-- Runs for touched users count as one for a minute; what they made is counted where the people are.
 create or replace function herald.hold(
-  p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamptz, p_made bigint, p_now timestamptz,
+  p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamptz, p_made bigint, p_touched boolean, p_now timestamptz,
   out candidates herald.candidate[], out chapters uuid[], out wanted bigint
 )
 language plpgsql
@@ -70,7 +71,7 @@ begin
       union all
       select p.user_id, 0
       from herald.prompt as p
-      where p_made > 0 and p.scenario_id = p_scenario.scenario_id
+      where p_touched and p_made > 0 and p.scenario_id = p_scenario.scenario_id
         and p.created_at > p_now - interval '1 minute' and p.created_at <= p_now
         and p.created_at in (
           select e.started_at
@@ -93,7 +94,11 @@ begin
     select b.chapter_id, b.wanted as n
     from bound as b
     where b.wanted > 0
-      and (b.alone or (select sum(o.prompts) from bound as o where not o.alone) > p_scenario.max_prompts_per_run)
+      and (b.alone or (
+        select sum(o.prompts) + case when p_touched then 0 else p_made end
+        from bound as o
+        where not o.alone
+      ) > p_scenario.max_prompts_per_run)
   loop
     perform herald.fall_behind(p_scenario, v_over.chapter_id, p_from, p_now);
     chapters := array_append(chapters, v_over.chapter_id);
@@ -113,7 +118,7 @@ begin
 end
 $$;
 comment on function herald.hold is
-  'Holds the chapters in which, or in all of which together, more than max_prompts_per_run prompts would be made: the candidates of the others, the chapters held, and how many prompts they wanted. p_made: whether runs for touched users made some within the last minute, which count.';
+  'Holds the chapters in which, or in all of which together, more than max_prompts_per_run prompts would be made: the candidates of the others, the chapters held, and how many prompts they wanted. p_made: prompts that this run made before, of chapters that were not released.';
 revoke all on function herald.hold from public;
 
 create or replace function herald.not_held(p_scenario herald.scenario, p_users uuid[])

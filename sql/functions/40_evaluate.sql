@@ -32,7 +32,7 @@ begin
   -- no chapter has more than all together
   if cardinality(p_candidates) + p_made > p_scenario.max_prompts_per_run and p_scenario.mode <> 'shadow' then
     select h.* into v_hold
-    from herald.hold(p_scenario, p_candidates, lower(p_window), p_made, p_now) as h;
+    from herald.hold(p_scenario, p_candidates, lower(p_window), p_made, p_users is not null, p_now) as h;
     p_candidates := v_hold.candidates;
     held := v_hold.chapters;
     v_wanted := v_hold.wanted;
@@ -231,9 +231,9 @@ revoke all on function herald.held_text from public;
 -- The scheduled run for some chapters, that begin at the same moment. Missed time is caught up, in slices, and decided on
 -- as one. First for all of them together: that costs what fell due. Where that fails, or finds more than 200,000
 -- candidates (be it among people outside the scenario's scope), chapter by chapter, of its own people alone: a chapter that
--- fails stays where it was, and of one that has too many the rest is for the next run.
+-- fails stays where it was, and of one that has too many the rest is for the next run. p_made: what this run made before.
 create or replace function herald.evaluate_chapters(
-  p_scenario herald.scenario, p_chapters uuid[], p_from timestamptz, p_now timestamptz,
+  p_scenario herald.scenario, p_chapters uuid[], p_from timestamptz, p_now timestamptz, p_made bigint,
   out candidates integer, out prompts integer, out suppressed jsonb, out error text
 )
 language plpgsql
@@ -253,7 +253,7 @@ begin
     if v_through >= p_now then
       select d.* into v_done
       from herald.decide(p_scenario, herald.candidates_in(p_scenario, p_chapters, v_candidates),
-        tstzrange(p_from, v_through, '(]'), null, p_now, 0) as d;
+        tstzrange(p_from, v_through, '(]'), null, p_now, p_made) as d;
       perform herald.caught_up(p_scenario, p_chapters, v_done.held, v_through, p_now);
       candidates := v_done.candidates;
       prompts := v_done.prompts;
@@ -273,7 +273,7 @@ begin
       select c.candidates, c.through into v_candidates, v_through
       from herald.candidates_between(p_scenario, p_from, p_now, c_most, v_part.people) as c;
       select d.* into v_done
-      from herald.decide(p_scenario, v_candidates, tstzrange(p_from, v_through, '(]'), null, p_now, 0) as d;
+      from herald.decide(p_scenario, v_candidates, tstzrange(p_from, v_through, '(]'), null, p_now, p_made + prompts) as d;
       perform herald.caught_up(p_scenario, array[v_part.chapter_id], v_done.held, v_through, p_now);
       candidates := candidates + v_done.candidates;
       prompts := prompts + v_done.prompts;
@@ -310,6 +310,7 @@ declare
   v_from timestamptz;
   v_part record;
   v_run record;
+  v_made bigint;
   v_began timestamptz;
   v_ready boolean := false;
 begin
@@ -337,26 +338,30 @@ begin
     candidates := 0;
     prompts := 0;
     suppressed := '{}';
+    v_made := 0;
     v_from := greatest(v_scenario.evaluated_through, v_scenario.evaluated_from);
     begin
       for v_part in
-        select q.chapters, q.start
+        select q.chapters, q.start, q.released
         from (
-          select null::uuid[] as chapters, v_from as start
+          select null::uuid[] as chapters, v_from as start, false as released
           union all
-          select array_agg(k.chapter_id), k.start
+          select array_agg(k.chapter_id), k.start, k.hold_released
           from (
-            select c.chapter_id, least(c.catch_up_from, c.evaluated_through, v_from) as start
+            select c.chapter_id, least(c.catch_up_from, c.evaluated_through, v_from) as start, c.hold_released
             from herald.catch_up as c
             where c.scenario_id = v_id
           ) as k
-          group by k.start
+          group by k.start, k.hold_released
         ) as q
         order by q.chapters is not null, q.start
       loop
-        select r.* into v_run from herald.evaluate_chapters(v_scenario, v_part.chapters, v_part.start, p_now) as r;
+        select r.* into v_run from herald.evaluate_chapters(v_scenario, v_part.chapters, v_part.start, p_now, v_made) as r;
         candidates := candidates + v_run.candidates;
         prompts := prompts + v_run.prompts;
+        if not v_part.released then
+          v_made := v_made + v_run.prompts;
+        end if;
         suppressed := herald.counted_together(suppressed, v_run.suppressed);
         error := coalesce(error, v_run.error);
         v_from := least(v_from, v_part.start);

@@ -171,6 +171,20 @@ def test_a_storm_in_another_chapter_counts_only_there(app: App) -> None:
     assert _behind(app) == [south]
 
 
+def test_a_run_that_has_to_go_chapter_by_chapter_makes_no_more_than_the_limit_either(app: App) -> None:
+    at = now()
+    south, west = app.another_chapter(), app.another_chapter()
+    app.scenario("inactivity", {"days": 30}, evaluated_through=at - DAY, max_prompts_per_run=3)
+    for chapter in (app.chapter, south):
+        _quiet(app, at, 2, chapter)
+    _break(app, _quiet(app, at, 1, west))
+    (run,) = app.evaluate(at)
+    assert (run.prompts, run.suppressed) == (2, {"held": 2})
+    held = app.db.execute("select chapter_id from herald.catch_up where held_at is not null").fetchall()
+    assert len(held) == 1
+    assert held[0][0] in (app.chapter, south)
+
+
 def test_people_of_another_chapter_cannot_make_a_run_for_touched_users_fail(app: App) -> None:
     at = now()
     south = app.another_chapter()

@@ -308,7 +308,7 @@ CREATE FUNCTION herald.evaluate(p_now timestamp with time zone DEFAULT now(), p_
     SET lock_timeout TO '5s'
     AS $$...$$;
 
-CREATE FUNCTION herald.evaluate_chapters(p_scenario herald.scenario, p_chapters uuid[], p_from timestamp with time zone, p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) RETURNS record
+CREATE FUNCTION herald.evaluate_chapters(p_scenario herald.scenario, p_chapters uuid[], p_from timestamp with time zone, p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
@@ -383,7 +383,7 @@ CREATE FUNCTION herald.held_text(p_scenario herald.scenario, p_suppressed jsonb)
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN format('held: %s prompts would exceed max_prompts_per_run = %s; look at pgherald preview %s, then pgherald resume %s'::text, (p_suppressed ->> 'held'::text), (p_scenario).max_prompts_per_run, (p_scenario).scenario_id, (p_scenario).scenario_id);
 
-CREATE FUNCTION herald.hold(p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamp with time zone, p_made bigint, p_now timestamp with time zone, OUT candidates herald.candidate[], OUT chapters uuid[], OUT wanted bigint) RETURNS record
+CREATE FUNCTION herald.hold(p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamp with time zone, p_made bigint, p_touched boolean, p_now timestamp with time zone, OUT candidates herald.candidate[], OUT chapters uuid[], OUT wanted bigint) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
@@ -1492,7 +1492,7 @@ GRANT ALL ON FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_re
 REVOKE ALL ON FUNCTION herald.evaluate(p_now timestamp with time zone, p_scenario uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.evaluate(p_now timestamp with time zone, p_scenario uuid) TO herald_daemon;
 
-REVOKE ALL ON FUNCTION herald.evaluate_chapters(p_scenario herald.scenario, p_chapters uuid[], p_from timestamp with time zone, p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION herald.evaluate_chapters(p_scenario herald.scenario, p_chapters uuid[], p_from timestamp with time zone, p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.evaluate_person(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO herald_daemon;
@@ -1530,7 +1530,7 @@ REVOKE ALL ON FUNCTION herald.gate(p_scenario herald.scenario, p_candidates hera
 
 REVOKE ALL ON FUNCTION herald.held_text(p_scenario herald.scenario, p_suppressed jsonb) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION herald.hold(p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamp with time zone, p_made bigint, p_now timestamp with time zone, OUT candidates herald.candidate[], OUT chapters uuid[], OUT wanted bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION herald.hold(p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamp with time zone, p_made bigint, p_touched boolean, p_now timestamp with time zone, OUT candidates herald.candidate[], OUT chapters uuid[], OUT wanted bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) TO herald_daemon;

@@ -165,6 +165,13 @@ def test_poison_prompts_never_block_the_others(make_world: Worlds, promise: Prom
         assert world.ask("select status from herald.prompt where user_id = %s", (untitled[0],)) == [("failed",)]
 
 
+def _waiting_for_locks(world: World) -> int:
+    (count,) = world.ask(
+        "select count(*)::int from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )[0]
+    return int(count)
+
+
 @pytest.mark.parametrize("spoiled", [False, True], ids=["promise", "control"])
 def test_fifty_evaluations_at_once_decide_once(make_world: Worlds, promise: Promise, spoiled: bool) -> None:
     count, people_count = (50, 400) if FULL else (16, 150)
@@ -188,8 +195,13 @@ def test_fifty_evaluations_at_once_decide_once(make_world: Worlds, promise: Prom
                     own.execute("select * from herald.evaluate()")
 
         threads = [threading.Thread(target=evaluate) for _ in range(count)]
-        for thread in threads:
-            thread.start()
+        with world.database.connect() as other, other.transaction():
+            if spoiled:  # two have decided before either commits
+                other.execute("lock table herald.evaluation_run in exclusive mode")
+            for thread in threads:
+                thread.start()
+            if spoiled:
+                wait_until(lambda: _waiting_for_locks(world) >= 2, "two runs at once")
         for thread in threads:
             thread.join()
         (rows,) = world.ask("select count(*)::int from herald.prompt")[0]

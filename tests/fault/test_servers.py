@@ -256,9 +256,23 @@ def test_a_full_disk_under_postgres_loses_no_record(
                 use_up_the_log(world)
                 daemon.wait_for("record_failed" if variant is None else "record_dropped")
             filler.unlink()
-            if server.cluster.pid is None or not is_alive(server.cluster.pid):
-                server.cluster.start()
+            bring_back(server)
             check_late_records(world, daemon, promise, variant)
+
+
+def bring_back(server: Server) -> None:
+    """Start the server where it has ended; where it is about to, or starts again by itself, wait for that."""
+
+    def answers() -> bool:
+        if server.cluster.pid is None or not is_alive(server.cluster.pid):
+            server.cluster.start()
+        try:
+            with server.admin() as admin:
+                return admin.execute("select not pg_is_in_recovery()").fetchone() == (True,)
+        except psycopg.OperationalError:
+            return False
+
+    wait_until(answers, "the server answers")
 
 
 def use_up_the_log(world: World) -> None:
