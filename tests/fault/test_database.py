@@ -190,10 +190,11 @@ def test_a_lock_on_the_outbox_is_waited_for_without_a_busy_loop(
             world.act(world.people(20))
             time.sleep(0.5)
             spent = cpu_of_waiting(daemon)
-        world.rest()
-        promise(world, unknown=())
-        assert world.statuses() == {"sent": 25}
         assert (spent < CPU_OF_WAITING) == (variant is None), spent
+        if variant is None:
+            world.rest()
+            promise(world, unknown=())
+            assert world.statuses() == {"sent": 25}
 
 
 CPU_OF_WAITING = 0.25
