@@ -223,7 +223,7 @@ def table(results: list[dict[str, Any]], controls: int, title: str) -> list[str]
         ("lost", f"{total('lost')}"),
         ("unknown (answer lost; not sent again)", f"{total('unknown'):,}"),
         ("of these accepted by FCM", f"{total('unknown_accepted'):,}"),
-        (f"recovery, p50 / p99 of {len(recoveries)}", f"{quantile(0.5)} / {quantile(0.99)}"),
+        (f"from restart to ready, p50 / p99 of {len(recoveries)}", f"{quantile(0.5)} / {quantile(0.99)}"),
         ("canary hits", f"{total('canaries')}"),
     ]
     return [f"| {title} | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)]
