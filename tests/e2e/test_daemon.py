@@ -310,12 +310,7 @@ def test_an_evaluator_that_never_ends_does_not_keep_the_daemon_from_its_other_du
     database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path
 ) -> None:
     db = organisation.db
-    db.execute(
-        "create function public.due_never(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
-        "returns setof herald.candidate language plpgsql stable as $$ begin perform pg_sleep(3600); end $$"
-    )
-    db.execute("""select herald.register_scenario_type('never', 'public.due_never', '{"en": "Send never"}', '{}')""")
-    organisation.scenario("never", {})
+    organisation.endless_scenario()
     prompt_id, _ = organisation.enqueue(organisation.scenario(), person := organisation.mentor("phone-1"))
     db.execute(
         "update herald.prompt set status = 'sending', owner = 'a daemon that died', claimed_at = now(), "

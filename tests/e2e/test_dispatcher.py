@@ -378,12 +378,7 @@ async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes
     bench: Bench, organisation: Organisation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     db = organisation.db
-    db.execute(
-        "create function public.due_never(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
-        "returns setof herald.candidate language plpgsql stable as $$ begin perform pg_sleep(3600); end $$"
-    )
-    db.execute("""select herald.register_scenario_type('never', 'public.due_never', '{"en": "Send never"}', '{}')""")
-    organisation.scenario("never", {})
+    organisation.endless_scenario()
     person = organisation.mentor("phone-1")
     enqueue_all(organisation, [person])
     touched = db.execute("select user_id from herald.touched_user").fetchall()

@@ -88,6 +88,18 @@ class Organisation:
         )
         return UUID(str(found[0]))
 
+    def endless_scenario(self) -> UUID:
+        """A scenario of a type whose evaluator never ends."""
+        self.db.execute(
+            "create function public.due_never(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] "
+            "default null) returns setof herald.candidate language plpgsql stable as "
+            "$$ begin perform pg_sleep(3600); end $$"
+        )
+        self.db.execute(
+            """select herald.register_scenario_type('never', 'public.due_never', '{"en": "Send never"}', '{}')"""
+        )
+        return self.scenario("never", {})
+
     def activity(self, user_id: UUID, activity_type: str = "contact", ago: str = "0", **columns: Any) -> UUID:
         """Something a person did."""
         row = {"user_id": user_id, "activity_type": activity_type, "flags": [canaries.TOLD], **columns}
