@@ -131,7 +131,7 @@ class PushNotificationDispatcher:
         self._config = config
         self._rng = rng or Random()
         self._lease_seconds = config.lease.total_seconds()
-        self._slots = asyncio.Semaphore(config.max_in_flight)
+        self._slots = anyio.Semaphore(config.max_in_flight, fast_acquire=True)
         self._expected = 0
         self._under_way = 0
         self._wanted = 0  # free slots that somebody waits for; 0: nobody
@@ -174,9 +174,10 @@ class PushNotificationDispatcher:
         self._under_way += len(prompts)
         summary = _Summary(len(prompts))
         # Plain tasks, one a prompt: those of anyio cost more than all else that is done for a push. They end in here.
-        tasks = [asyncio.create_task(self._dispatch_and_record(prompt, summary)) for prompt in prompts]
+        start = asyncio.get_running_loop().create_task
+        tasks = [start(self._dispatch_and_record(prompt, summary)) for prompt in prompts]
         try:
-            await asyncio.wait(tasks)
+            await summary.complete.wait()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await asyncio.sleep(
@@ -187,7 +188,7 @@ class PushNotificationDispatcher:
             raise
         finally:
             with anyio.CancelScope(shield=True):
-                await asyncio.wait(tasks)
+                await summary.complete.wait()
                 for records in summary.records:
                     await records.finished.wait()
         return summary.counts()
@@ -277,9 +278,15 @@ class PushNotificationDispatcher:
         started = False
         result: DispatchResult
         try:
-            async with self._slots:
-                started = True
+            if self._slots.value > 0:
+                self._slots.acquire_nowait()
+            else:
+                await self._slots.acquire()
+            started = True
+            try:
                 result = await self.dispatch(prompt)
+            finally:
+                self._slots.release()
         except asyncio.CancelledError as error:
             # What has not left is given back, what may be on its way is unknown.
             started = started and not isinstance(error, CancelledUnsent)

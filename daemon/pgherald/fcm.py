@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
 import anyio
@@ -38,8 +37,7 @@ KEEPALIVE: Final = 30.0
 one: a request sent on a connection that is already gone can only end as unknown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """An answer that arrived whole; header names are lower-case."""
 
     status: int

@@ -244,7 +244,7 @@ class _Watch:
 class _Connection:
     """One connection: idle, or busy with one request."""
 
-    __slots__ = ("_answer", "_everyone", "_link", "_loop", "_reader", "_since", "_watch")
+    __slots__ = ("_answer", "_everyone", "_link", "_loop", "_reader", "_reusable", "_since", "_watch")
 
     def __init__(self, link: Link, everyone: set[_Connection], watch: _Watch) -> None:
         self._link = link
@@ -252,7 +252,8 @@ class _Connection:
         self._everyone = everyone
         self._watch = watch
         self._answer: asyncio.Future[Response | Code] | None = None
-        self._reader = AnswerReader()
+        self._reader: AnswerReader | None = None  # once there is a part of an answer
+        self._reusable = False
         self._since = 0.0
         everyone.add(self)
         link.listen(self)
@@ -260,7 +261,7 @@ class _Connection:
     @property
     def reusable(self) -> bool:
         """Whether the last answer left the connection fit for another request."""
-        return self._answer is None and self._reader.reusable and self._link.is_open
+        return self._answer is None and self._reusable and self._link.is_open
 
     def is_young(self) -> bool:
         return time.monotonic() - self._since < KEEPALIVE
@@ -274,7 +275,7 @@ class _Connection:
 
         Raises NotSent if the connection is over already.
         """
-        self._reader = AnswerReader()
+        self._reader, self._reusable = None, False
         if not self._link.write(request):
             raise NotSent
         answer: asyncio.Future[Response | Code] = self._loop.create_future()
@@ -308,8 +309,15 @@ class _Connection:
         if self._answer is None or self._answer.done():
             self.abort()
             return
+        answer: Response | None
         try:
-            answer = self._reader.feed(data)
+            whole = whole_answer(data) if self._reader is None else None
+            if whole is not None:
+                answer, self._reusable = whole
+            else:
+                self._reader = self._reader or AnswerReader()
+                answer = self._reader.feed(data)
+                self._reusable = self._reader.reusable
         except NotAnAnswer:
             self._end(Code.BAD_ANSWER)
             self.abort()
@@ -321,7 +329,7 @@ class _Connection:
         """See `pgherald.link.Receiver`."""
         self._everyone.discard(self)
         if self._answer is not None:
-            self._end(self._reader.end() if in_order else Code.CONNECTION_LOST)
+            self._end(self._reader.end() if in_order and self._reader is not None else Code.CONNECTION_LOST)
 
     def abort(self) -> None:
         """Close at once; whoever waits for an answer has been told, or does not wait any more."""
@@ -333,8 +341,22 @@ class NotAnAnswer(Exception):
     """What arrives is not HTTP/1.1, or not of the kind that FCM answers."""
 
 
+def whole_answer(data: bytes) -> tuple[Response, bool] | None:
+    """An answer that came in one piece, as nearly all do, and whether the connection is fit for another request; None
+    where an AnswerReader has to look closer. Raises NotAnAnswer."""
+    end = data.find(b"\r\n\r\n", 0, HEAD_MAX)
+    if end < 0:
+        return None
+    head = _head(data[:end])
+    if head.status < 200 or head.length is None or len(data) != end + 4 + head.length:
+        return None
+    return Response(head.status, head.headers, data[end + 4 :]), head.keep_alive
+
+
 class AnswerReader:
     """Reads one answer from the bytes of a connection, however they are cut. Pure."""
+
+    __slots__ = ("_buffer", "_chunks", "_head", "reusable")
 
     def __init__(self) -> None:
         self.reusable = False

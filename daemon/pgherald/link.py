@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-READ_MAX: Final = 65_536
-"""Bytes taken from the kernel at once."""
+READ_MAX: Final = 16_384
+"""Bytes taken at once, from the kernel and of a TLS record: FCM's answers are below 2,000."""
 
 
 class Receiver(Protocol):

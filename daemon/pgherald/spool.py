@@ -32,7 +32,7 @@ import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 import anyio
@@ -74,8 +74,7 @@ class SpoolFull(SpoolFailed):
     """The spool has reached its size limit, because the database has not taken records for long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One push that FCM accepted. `dispatched_at` is in UTC."""
 
     prompt_id: PromptId
@@ -105,14 +104,16 @@ class Report:
 
 
 def _frame(entry: Entry) -> bytes:
+    name = entry.message_name[:1024]
+    if not name.isascii():  # FCM's word, so of any content; nothing of it may keep the entry from being written
+        name = name.encode("utf-8", "replace").decode()
     content: dict[str, Any] = {
         "v": 1,
         "prompt_id": entry.prompt_id,
         "epoch": entry.epoch,
         "notification_id": entry.notification_id,
         "device_id": entry.device_id,
-        # FCM's word, so of any length and content; nothing of it may keep the entry from being written.
-        "message_name": entry.message_name[:1024].encode("utf-8", "replace").decode(),
+        "message_name": name,
         "dispatched_at": entry.dispatched_at,
     }
     payload = orjson.dumps(content, option=orjson.OPT_NAIVE_UTC)

@@ -12,7 +12,7 @@ import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, LiteralString
+from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -82,8 +82,7 @@ class Claimed:
     broken: tuple[ScenarioId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """One outcome to write; `outcome` is sent, failed, skipped, unknown, retry or release (see herald.settle)."""
 
     prompt_id: PromptId
@@ -263,14 +262,14 @@ class Store:
         """Write outcomes and revoke devices in one transaction. Says what each came to, but for what was sent and is so
         now, and which devices it was that this call revoked, with the reason."""
         parameters = (
-            _array(s.prompt_id.hex for s in settlements),
-            _array(str(s.epoch) for s in settlements),
-            _array(s.outcome for s in settlements),
-            _array(_quoted(s.error) for s in settlements),
-            _array(f'"{s.at}"' for s in settlements),
-            _array("null" if s.retry_at is None else f'"{s.retry_at}"' for s in settlements),
-            _array("null" if s.device_id is None else s.device_id.hex for s in settlements),
-            _array(_quoted(s.message_name) for s in settlements),
+            _array([s.prompt_id.hex for s in settlements]),
+            _array([str(s.epoch) for s in settlements]),
+            _array([s.outcome for s in settlements]),
+            _array([_quoted(s.error) for s in settlements]),
+            _array([f'"{s.at}"' for s in settlements]),
+            _array(["null" if s.retry_at is None else f'"{s.retry_at}"' for s in settlements]),
+            _array(["null" if s.device_id is None else s.device_id.hex for s in settlements]),
+            _array([_quoted(s.message_name) for s in settlements]),
         )
         gone: list[tuple[DeviceId, str]] = []
         async with self._pool.connection() as connection, AsyncExitStack() as stack:

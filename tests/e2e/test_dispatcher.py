@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -318,7 +318,7 @@ async def test_a_claim_that_was_slept_past_is_not_sent(bench: Bench, organisatio
     person = organisation.mentor("phone-1")
     enqueue_all(organisation, [person])
     (prompt,) = await bench.claim()
-    late = replace(prompt, claimed_mono=prompt.claimed_mono - bench.config.lease.total_seconds())
+    late = prompt._replace(claimed_mono=prompt.claimed_mono - bench.config.lease.total_seconds())
     result = await bench.dispatcher.dispatch(late)
     assert isinstance(result, Failed)
     assert (result.error_code, result.transient) == ("LEASE_EXPIRED", True)

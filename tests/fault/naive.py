@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -79,7 +78,7 @@ def knows_no_lease() -> None:
     dispatch = dispatcher.PushNotificationDispatcher.dispatch
 
     async def late(self: dispatcher.PushNotificationDispatcher, payload: Prompt) -> DispatchResult:
-        return await dispatch(self, replace(payload, claimed_mono=time.monotonic()))
+        return await dispatch(self, payload._replace(claimed_mono=time.monotonic()))
 
     dispatcher.PushNotificationDispatcher.dispatch = late  # type: ignore[method-assign]
 
@@ -297,7 +296,7 @@ def never_gives_up() -> None:
     outcome = dispatcher.PushNotificationDispatcher._outcome  # noqa: SLF001
 
     def for_ever(self: dispatcher.PushNotificationDispatcher, prompt: Prompt, result: DispatchResult) -> Outcome:
-        later = replace(prompt, expires_at=prompt.expires_at + timedelta(days=1))
+        later = prompt._replace(expires_at=prompt.expires_at + timedelta(days=1))
         return outcome(self, later, result)
 
     dispatcher.PushNotificationDispatcher._outcome = for_ever  # type: ignore[method-assign]  # noqa: SLF001

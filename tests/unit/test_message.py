@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -69,7 +68,7 @@ def prompt(presentation: Presentation = Presentation.ALERT, **changes: Any) -> P
         devices=(),
         claimed_mono=0.0,
     )
-    return replace(made, **changes)
+    return made._replace(**changes)
 
 
 def sent(a_prompt: Prompt, a_device: Device) -> Any:

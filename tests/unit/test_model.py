@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from dataclasses import FrozenInstanceError, fields, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -57,10 +56,10 @@ def test_tokens_are_equal_by_value(one: str, other: str) -> None:
 
 
 def test_values_cannot_be_changed_after_they_are_made() -> None:
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         DEVICE.kind = TokenKind.FID  # type: ignore[misc]
-    assert replace(DEVICE, kind=TokenKind.FID).kind is TokenKind.FID
-    assert [field.name for field in fields(DEVICE)] == ["device_id", "platform", "kind", "token", "last_seen_at"]
+    assert DEVICE._replace(kind=TokenKind.FID).kind is TokenKind.FID
+    assert list(DEVICE._fields) == ["device_id", "platform", "kind", "token", "last_seen_at"]
 
 
 def test_codes_say_themselves_so_that_labels_and_history_agree() -> None:
