@@ -1,8 +1,8 @@
 """The words of the domain as Python types: identifiers, prompts, devices, and what became of a push.
 
 What is made for every push and has many fields is a named tuple: a frozen dataclass sets them one by one, which took
-ten times as long. No I/O and no behaviour beyond keeping a device token out of sight. Every other module may import this
-one; it imports none of them.
+ten times as long. No I/O and no behaviour beyond keeping a device token out of sight. Every other module may import
+this one; it imports none of them.
 """
 
 from __future__ import annotations
