@@ -55,6 +55,8 @@ GATHER_SECONDS: Final = 0.02
 
 NO_DEVICE_TOKEN: Final = "no_device_token"
 
+_OK: Final = Code.OK
+
 
 class Sender(Protocol):
     """The way to FCM: `pgherald.fcm.FcmClient`."""
@@ -267,7 +269,7 @@ class PushNotificationDispatcher:
             self._metrics.in_flight.inc(by=-1)
         after = time.monotonic()
         self._metrics.send_seconds.observe(after - now)
-        self._metrics.fcm_responses_total.inc(Code.OK if isinstance(answer, Accepted) else answer.code)
+        self._metrics.fcm_responses_total.inc(_OK if isinstance(answer, Accepted) else answer.code)
         self._pacing.on_answer(answer, device.platform, after)
         if isinstance(answer, TokenInvalid):
             log.debug("token_invalid", device_id=device.device_id, token_tag=token_tag(device.token.reveal()))

@@ -36,6 +36,11 @@ TTL_MAX: Final = 2_419_200
 CHANNEL_ID: Final = "herald"
 """The Android notification channel that an app makes for these pushes."""
 
+# Python 3.11 looks a member of an enumeration up by a function of its own.
+_IOS: Final = Platform.IOS
+_ANDROID: Final = Platform.ANDROID
+_FID: Final = TokenKind.FID
+_ALERT: Final = Presentation.ALERT
 _BLANK: Final = uuid4().hex  # in no text that somebody else wrote
 _PLAIN: Final = re.compile(r"[ !#-\[\]-~]*")
 
@@ -62,13 +67,14 @@ def build_message(prompt: Prompt, device: Device, *, ttl_seconds: int, expires_a
         raise UnsendableToken("the device's token is empty or has characters that no token has")
     if len(prompt.collapse_key.encode("utf-8", "replace")) > COLLAPSE_KEY_MAX:
         raise MessageError(f"the collapse key is above {COLLAPSE_KEY_MAX} bytes")
-    is_ios, is_android = device.platform is Platform.IOS, device.platform is Platform.ANDROID
+    is_ios, is_android = device.platform is _IOS, device.platform is _ANDROID
+    is_alert = prompt.presentation is _ALERT
     try:
         form = _form(
             is_ios,
             is_android,
-            device.kind is TokenKind.FID,
-            prompt.presentation is Presentation.ALERT,
+            device.kind is _FID,
+            is_alert,
             prompt.priority > 0,
             prompt.scenario_type,
             prompt.title_key,
@@ -79,7 +85,7 @@ def build_message(prompt: Prompt, device: Device, *, ttl_seconds: int, expires_a
             values = (_inside(token), prompt.notification_id, int(expires_at.timestamp()), _inside(prompt.collapse_key))
         elif not is_android:
             values = (_inside(token), prompt.notification_id)
-        elif prompt.presentation is Presentation.ALERT:
+        elif is_alert:
             ttl = min(max(ttl_seconds, 0), TTL_MAX)
             values = (_inside(token), prompt.notification_id, ttl, _inside(prompt.collapse_key))
         else:

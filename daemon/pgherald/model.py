@@ -29,8 +29,14 @@ def idempotency_key(user_id: UUID, scenario_type: str, evaluation_date: date) ->
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
+class Word(StrEnum):
+    """A closed set of words. Their hash is the text's own: an enumeration's is worked out in Python, at every look-up."""
+
+    __hash__ = str.__hash__
+
+
 @unique
-class Platform(StrEnum):
+class Platform(Word):
     """What kind of device a token addresses; values as in `herald.device_token.platform`."""
 
     IOS = "ios"
@@ -39,7 +45,7 @@ class Platform(StrEnum):
 
 
 @unique
-class TokenKind(StrEnum):
+class TokenKind(Word):
     """How FCM is to read an address: a registration token, or a Firebase installation id."""
 
     TOKEN = "token"
@@ -47,7 +53,7 @@ class TokenKind(StrEnum):
 
 
 @unique
-class Presentation(StrEnum):
+class Presentation(Word):
     """Whether the device shows the push by itself (`alert`) or hands it to the app (`data`)."""
 
     ALERT = "alert"
@@ -55,7 +61,7 @@ class Presentation(StrEnum):
 
 
 @unique
-class Code(StrEnum):
+class Code(Word):
     """Every code an answer can carry: a closed set, for history rows and metric labels alike.
 
     Down to UNAUTHENTICATED these are FCM's and Google's own words; the rest is what a sender can observe itself.

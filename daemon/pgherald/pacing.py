@@ -115,7 +115,9 @@ class _Circuit:
 
     def succeed(self, now: float) -> None:
         """A success, which closes it; but what was on its way before it opened says nothing about now."""
-        if not self.is_open or self._is_verdict(now):
+        if self._wait == 0.0:
+            self._strikes = 0
+        elif self._is_verdict(now):
             self._strikes = 0
             self._wait = 0.0
             self._probing = False
@@ -205,9 +207,11 @@ class Pacing:
         match answer:
             case Accepted():
                 self._permission.succeed(now_mono)
+                self._road.succeed(now_mono)
                 self._mismatches_in_a_row = 0
-                if platform is Platform.IOS:
+                if platform is _IOS:
                     self._apns.succeed(now_mono)
+                return
             case TokenInvalid(Code.SENDER_ID_MISMATCH):
                 self._mismatches_in_a_row += 1
                 self._mismatches.append(now_mono)
@@ -219,7 +223,7 @@ class Pacing:
                 pass
         if isinstance(answer, Rejected) and answer.code in (Code.NOT_CONNECTED, Code.NO_OAUTH_TOKEN):
             self._road.strike(now_mono)
-        elif isinstance(answer, Accepted | TokenInvalid | Rejected):
+        elif isinstance(answer, TokenInvalid | Rejected):
             self._road.succeed(now_mono)
 
     def _on_rejected(self, answer: Rejected, platform: Platform, now: float) -> None:
@@ -280,5 +284,6 @@ class Pacing:
         self._level = min(max(level, self._start), self._max_rate)
 
 
+_IOS: Final = Platform.IOS
 _ALL: Final = frozenset(Platform)
-_ALL_BUT_IOS: Final = _ALL - {Platform.IOS}
+_ALL_BUT_IOS: Final = _ALL - {_IOS}
