@@ -140,8 +140,11 @@ class PushNotificationDispatcher:
         self._freed = anyio.Event()
 
     def expect(self, count: int) -> None:
-        """Count prompts as under way that `dispatch_prompts` is going to be called with."""
+        """Count so many more prompts as under way that are being claimed, and that `dispatch_prompts` is going to be
+        called with; fewer, if negative."""
         self._expected += count
+        if count < 0:
+            self._tell_free()
 
     async def wait_free(self) -> int:
         """How many prompts may be claimed without one of them waiting; waits until it is one at least.
@@ -161,6 +164,10 @@ class PushNotificationDispatcher:
                 await self._freed.wait()
         finally:
             self._wanted = 0
+
+    def _tell_free(self) -> None:
+        if 0 < self._wanted <= self._free():
+            self._freed.set()
 
     def _free(self) -> int:
         return self._config.max_in_flight - self._expected - self._under_way
@@ -298,8 +305,7 @@ class PushNotificationDispatcher:
             log.crash(error, "dispatch_crashed", prompt_id=prompt.prompt_id)
             result = Unknown(Code.OTHER)
         self._under_way -= 1
-        if 0 < self._wanted <= self._free():
-            self._freed.set()
+        self._tell_free()
         outcome = self._outcome(prompt, result) if started else release(prompt)
         summary.add(result, self._recorder.take(outcome))
 

@@ -1,5 +1,8 @@
 """The loop: evaluate who was touched, claim what is ready, hand it to the dispatcher; else sleep until woken.
 
+While there is more than one claim can take, a second one is made beside it, so that something is being sent while the
+database works on the next.
+
 Awake, the worker holds an advisory lock that the triggers of watched tables test, so that writers of a busy app never
 queue for NOTIFY's cluster-wide lock. The test comes before the writer's commit: having let the lock go, the worker
 goes on polling, ever more slowly, until every transaction that may have seen it held has ended. Run by the service.
@@ -25,7 +28,7 @@ from pgherald.sessions import STORE_ERRORS
 from pgherald.store import EVALUATION_PATIENCE, SCHEMA_BROKE, Claimed, EvaluationHangs, SchemaBroke
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Iterator, Sequence
 
     from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
     from pgherald.exporter import Health
@@ -114,6 +117,9 @@ class Worker:
         self._fruitless = 0  # claims in a row that found nothing
         self._barren = 0  # evaluations in a row, without sleep, after which nothing was to be sent
         self._moves_by = float("inf")
+        self._allowing = anyio.Lock()
+        self._help_ended: anyio.Event | None = None  # while somebody helps to claim
+        self._help_failed: Exception | None = None
         self.refusal: SchemaBroke | None = None  # set when it stopped because it cannot work with the schema any more
         self.drained = anyio.Event()  # set once there was nothing left to do for the first time
 
@@ -147,6 +153,7 @@ class Worker:
             while not self._stopping:
                 try:
                     busy = await self._turn(batches)
+                    await self._call_help(batches, wanted=busy)
                     waiting = None if busy else await self._store.waiting()
                     failures = 0
                     self._health.clear("database_away")
@@ -181,8 +188,44 @@ class Worker:
 
     async def _turn(self, batches: anyio.abc.TaskGroup) -> bool:
         """Evaluate and claim once; True if as much was claimed as could be, so that there is surely more."""
-        allowed = await self._allowance()
-        claimed = await self._ask(allowed)
+        # A slot is taken until its send is answered or given up, which the lease bounds.
+        with self._moving_within(self._config.lease.total_seconds() + self._config.send_deadline):
+            allowed = await self._allowance()
+        return await self._hand_out(self._ask(allowed), allowed, batches)
+
+    async def _call_help(self, batches: anyio.abc.TaskGroup, *, wanted: bool) -> None:
+        """Have somebody claim beside this loop, or, where nobody is wanted, wait for the one who does. What went wrong
+        there is raised here."""
+        if self._help_ended is not None and not wanted:
+            await self._help_ended.wait()
+        failure, self._help_failed = self._help_failed, None
+        if failure is not None:
+            raise failure
+        if self._help_ended is None and wanted and not self._stopping:
+            self._help_ended = anyio.Event()
+            batches.start_soon(self._help, batches, self._help_ended)
+
+    async def _help(self, batches: anyio.abc.TaskGroup, ended: anyio.Event) -> None:
+        """Claim as long as there is surely more; evaluations are left to the loop."""
+        try:
+            while not self._stopping and (allowed := await self._allowance()):
+                claim = self._claim(allowed, 0)
+                if not await self._hand_out(claim, allowed, batches):
+                    return
+        except (*STORE_ERRORS, TimeoutError, SchemaBroke) as error:
+            self._help_failed = error
+        finally:
+            self._help_ended = None
+            ended.set()
+
+    async def _hand_out(self, claim: Awaitable[Claimed], allowed: int, batches: anyio.abc.TaskGroup) -> bool:
+        """Send what a claim brings; True if that is as much as was allowed."""
+        try:
+            claimed = await claim
+        except BaseException:
+            self._dispatcher.expect(-allowed)
+            raise
+        self._dispatcher.expect(len(claimed.prompts) - allowed)
         if allowed == 0:
             return False
         self._pacing.give_back(time.monotonic(), allowed - len(claimed.prompts))
@@ -191,7 +234,6 @@ class Worker:
             if decided.decision in ("skipped", "expired"):
                 self._metrics.prompts_total.inc(decided.scenario_type, decided.decision)
         if claimed.prompts:
-            self._dispatcher.expect(len(claimed.prompts))
             batches.start_soon(self._dispatch, claimed.prompts)
             for _ in range(
                 2
@@ -200,13 +242,14 @@ class Worker:
         return len(claimed.prompts) + len(claimed.decided) == allowed
 
     async def _allowance(self) -> int:
-        """How many prompts may be claimed now; waits until one of them would find a slot."""
+        """How many prompts may be claimed now, whose slots are taken with that; waits until there is one."""
         if not self._may_claim():
             return 0
-        # A slot is taken until its send is answered or given up, which the lease bounds.
-        with self._moving_within(self._config.lease.total_seconds() + self._config.send_deadline):
+        async with self._allowing:
             wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
-        return 0 if self._stopping else self._pacing.allowance(time.monotonic(), wanted)
+            allowed = 0 if self._stopping else self._pacing.allowance(time.monotonic(), wanted)
+            self._dispatcher.expect(allowed)
+        return allowed
 
     async def _ask(self, allowed: int) -> Claimed:
         """Claim so many prompts, and before that evaluate touched people, unless that was done just now."""

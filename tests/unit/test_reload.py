@@ -87,6 +87,8 @@ class Free:
         await anyio.lowlevel.checkpoint()
         return 10
 
+    def expect(self, count: int) -> None: ...
+
     async def give_back(self, prompts: object) -> None:
         raise AssertionError(prompts)
 

@@ -18,6 +18,7 @@ from pgherald.dispatcher import DispatchConfig
 from pgherald.exporter import Health
 from pgherald.listener import PEAL, Doorbell, Wakeup
 from pgherald.metrics import Metrics
+from pgherald.model import DispatchSummary
 from pgherald.pacing import Pacing
 from pgherald.store import Claimed, EvaluationHangs, Waiting
 from pgherald.worker import BARREN_STEP, BREATH_MAX, LINGER, NAP, Worker
@@ -79,15 +80,61 @@ class Slots:
         await anyio.lowlevel.checkpoint()
         return 10
 
+    def expect(self, count: int) -> None: ...
+
     async def give_back(self, prompts: Sequence[object]) -> None:
         assert not prompts
         await anyio.lowlevel.checkpoint()
 
 
+class Backlog(Database):
+    """Always more than a claim can take; claims are answered when told to. Also its slots, a third of which make a
+    claim."""
+
+    SLOTS = 9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = 0
+        self.most_taken = 0
+        self.sent = 0
+        self.unanswered: list[tuple[int, anyio.Event]] = []
+
+    async def claim(self, *arguments: object, touched: int) -> Claimed:
+        count = cast("int", arguments[1])
+        answered = anyio.Event()
+        self.unanswered.append((count, answered))
+        await answered.wait()
+        return Claimed(cast("Any", tuple(range(count))), ())
+
+    async def wait_free(self) -> int:
+        while self.taken == self.SLOTS:  # noqa: ASYNC110 - a slot that comes free sets no event
+            await anyio.sleep(0.001)
+        return min(3, self.SLOTS - self.taken)
+
+    def expect(self, count: int) -> None:
+        self.taken += count
+        self.most_taken = max(self.most_taken, self.taken)
+
+    async def dispatch_prompts(self, prompts: Sequence[object]) -> DispatchSummary:
+        await anyio.lowlevel.checkpoint()
+        self.taken -= len(prompts)
+        self.sent += len(prompts)
+        return DispatchSummary(len(prompts), 0, 0)
+
+    async def answer(self) -> int:
+        """Let the oldest claim be answered, and whatever follows from that happen; how many are unanswered then."""
+        _, answered = self.unanswered.pop(0)
+        answered.set()
+        await anyio.sleep(0.02)
+        return len(self.unanswered)
+
+
 def worker(database: Database, bell: Doorbell) -> Worker:
     parts = SimpleNamespace(failing=False, owed=0)
+    slots = database if isinstance(database, Backlog) else Slots()
     arguments: Sequence[object] = (
-        *(database, Slots(), parts, Pacing(1e6, ramp_seconds=0), parts, bell, database),
+        *(database, slots, parts, Pacing(1e6, ramp_seconds=0), parts, bell, database),
         *(Metrics("0"), Health(), DispatchConfig()),
     )
     return Worker(*cast("Any", arguments), poll_interval=60)
@@ -156,3 +203,39 @@ async def test_after_an_evaluation_that_hangs_claims_go_on_without_one() -> None
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
     assert len(database.evaluations) == 1
+
+
+async def test_under_a_backlog_a_claim_is_made_while_another_is_unanswered_and_no_slot_is_given_twice() -> None:
+    database = Backlog()
+    running = worker(database, Doorbell())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.run)
+        await anyio.sleep(0.02)
+        assert len(database.unanswered) == 1  # whether there is more than that is not known yet
+        for _ in range(6):
+            assert await database.answer() == 2
+        assert database.most_taken <= Backlog.SLOTS
+        assert database.sent == 18
+        running.stop()
+        while database.unanswered:
+            await database.answer()
+    assert database.taken == 0
+    assert database.sent == 24
+
+
+async def test_what_the_second_claim_fails_for_is_told_as_if_it_were_the_first() -> None:
+    class Failing(Backlog):
+        async def claim(self, *arguments: object, touched: int) -> Claimed:
+            if len(self.unanswered) == 1:
+                raise TimeoutError
+            return await super().claim(*arguments, touched=touched)
+
+    database = Failing()
+    running = worker(database, Doorbell())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.run)
+        await anyio.sleep(0.02)
+        await database.answer()
+        assert await database.answer() == 0  # the loop backs off, as it does for a claim of its own
+        assert database.taken == 0
+        running.stop()
