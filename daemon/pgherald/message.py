@@ -10,7 +10,6 @@ developer.apple.com/documentation/usernotifications/sending-notification-request
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -42,7 +41,6 @@ _ANDROID: Final = Platform.ANDROID
 _FID: Final = TokenKind.FID
 _ALERT: Final = Presentation.ALERT
 _BLANK: Final = uuid4().hex  # in no text that somebody else wrote
-_PLAIN: Final = re.compile(r"[ !#-\[\]-~]*")
 
 
 class MessageError(ValueError):
@@ -62,35 +60,31 @@ def build_message(prompt: Prompt, device: Device, *, ttl_seconds: int, expires_a
 
     Raises MessageError (or a kind of it) for what FCM could never take; then nothing may be sent.
     """
-    token = device.token.reveal()
+    token, mark = device.token.reveal(), prompt.collapse_key
     if not (token and token.isascii() and token.isprintable()):
         raise UnsendableToken("the device's token is empty or has characters that no token has")
-    if len(prompt.collapse_key.encode("utf-8", "replace")) > COLLAPSE_KEY_MAX:
+    if len(mark) > COLLAPSE_KEY_MAX or (not mark.isascii() and len(mark.encode("utf-8", "replace")) > COLLAPSE_KEY_MAX):
         raise MessageError(f"the collapse key is above {COLLAPSE_KEY_MAX} bytes")
     is_ios, is_android = device.platform is _IOS, device.platform is _ANDROID
-    is_alert = prompt.presentation is _ALERT
     try:
         form = _form(
             is_ios,
             is_android,
             device.kind is _FID,
-            is_alert,
+            prompt.presentation is _ALERT,
             prompt.priority > 0,
             prompt.scenario_type,
             prompt.title_key,
             prompt.body_key,
         )
-        values: tuple[object, ...]
-        if is_ios:
-            values = (_inside(token), prompt.notification_id, int(expires_at.timestamp()), _inside(prompt.collapse_key))
-        elif not is_android:
-            values = (_inside(token), prompt.notification_id)
-        elif is_alert:
-            ttl = min(max(ttl_seconds, 0), TTL_MAX)
-            values = (_inside(token), prompt.notification_id, ttl, _inside(prompt.collapse_key))
-        else:
-            values = (_inside(token), prompt.notification_id, min(max(ttl_seconds, 0), TTL_MAX))
-        body = (form % values).encode()
+        message = form % {
+            "address": token if '"' not in token and "\\" not in token else _inside(token),
+            "notification": prompt.notification_id,
+            "ttl": min(max(ttl_seconds, 0), TTL_MAX),
+            "expiration": int(expires_at.timestamp()),
+            "mark": _inside(mark) if (is_ios or is_android) and not (mark.isascii() and mark.isalnum()) else mark,
+        }
+        body = message.encode()
     except (TypeError, UnicodeEncodeError):
         raise MessageError("the prompt holds text that is not valid Unicode") from None
     if len(body) > MESSAGE_MAX:
@@ -100,7 +94,7 @@ def build_message(prompt: Prompt, device: Device, *, ttl_seconds: int, expires_a
 
 def _inside(text: str) -> str:
     """A text as it stands between the quotes of a JSON string. Raises TypeError for what is not valid Unicode."""
-    return text if _PLAIN.fullmatch(text) else orjson.dumps(text)[1:-1].decode()
+    return orjson.dumps(text)[1:-1].decode()
 
 
 @lru_cache(maxsize=1024)
@@ -114,31 +108,30 @@ def _form(
     title_key: str,
     body_key: str,
 ) -> str:
-    """All that the messages of a scenario to one kind of device have in common. What they differ in stands as %s, in
-    the order address, notification, time to live or expiry, collapse key, as far as the platform has them."""
+    """What the messages of a scenario to one kind of device have in common; what they differ in stands as %(name)s."""
     message: dict[str, Any] = {
-        "fid" if is_fid else "token": _BLANK,
-        "data": {"notification_id": _BLANK, "scenario_type": scenario_type},
+        "fid" if is_fid else "token": f"{_BLANK}(address)s",
+        "data": {"notification_id": f"{_BLANK}(notification)s", "scenario_type": scenario_type},
     }
     if is_android:
         message["android"] = _android(is_alert, is_urgent, title_key, body_key)
     elif is_ios:
         message["apns"] = _apns(is_alert, title_key, body_key)
-    return orjson.dumps({"message": message}).decode().replace("%", "%%").replace(_BLANK, "%s")
+    return orjson.dumps({"message": message}).decode().replace("%", "%%").replace(_BLANK, "%")
 
 
 def _android(is_alert: bool, is_urgent: bool, title_key: str, body_key: str) -> dict[str, Any]:
     """A data message wakes the app out of Doze only if its scenario has a priority above 0."""
-    ttl = f"{_BLANK}s"
+    ttl = f"{_BLANK}(ttl)ss"
     if not is_alert:
         return {"priority": "HIGH" if is_urgent else "NORMAL", "ttl": ttl}
     return {
         "priority": "HIGH",
         "ttl": ttl,
         "notification": {
-            "tag": _BLANK,
             "title_loc_key": title_key,
             "body_loc_key": body_key,
+            "tag": f"{_BLANK}(mark)s",
             "channel_id": CHANNEL_ID,
             "visibility": "PRIVATE",
         },
@@ -149,10 +142,10 @@ def _apns(is_alert: bool, title_key: str, body_key: str) -> dict[str, Any]:
     """All header values are strings, and a background push may not have the priority of an alert (Apple)."""
     return {
         "headers": {
-            "apns-expiration": _BLANK,
-            "apns-collapse-id": _BLANK,
             "apns-priority": "10" if is_alert else "5",
             "apns-push-type": "alert" if is_alert else "background",
+            "apns-collapse-id": f"{_BLANK}(mark)s",
+            "apns-expiration": f"{_BLANK}(expiration)s",
         },
         "payload": {
             "aps": {
