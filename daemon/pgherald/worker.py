@@ -233,7 +233,10 @@ class Worker:
         for decided in claimed.decided:
             if decided.decision in ("skipped", "expired"):
                 self._metrics.prompts_total.inc(decided.scenario_type, decided.decision)
-        if claimed.prompts:
+        if claimed.prompts and self._spool.failing:  # since the claim was sent off: what FCM accepts could not be kept
+            self._dispatcher.expect(-len(claimed.prompts))
+            batches.start_soon(self._dispatcher.give_back, claimed.prompts)
+        elif claimed.prompts:
             batches.start_soon(self._dispatch, claimed.prompts)
             for _ in range(
                 2
@@ -247,7 +250,9 @@ class Worker:
             return 0
         async with self._allowing:
             wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
-            allowed = 0 if self._stopping else self._pacing.allowance(time.monotonic(), wanted)
+            if self._stopping or not self._may_claim():  # a spool may have failed for what was sent meanwhile
+                return 0
+            allowed = self._pacing.allowance(time.monotonic(), wanted)
             self._dispatcher.expect(allowed)
         return allowed
 

@@ -98,6 +98,7 @@ class Backlog(Database):
         self.taken = 0
         self.most_taken = 0
         self.sent = 0
+        self.given_back = 0
         self.unanswered: list[tuple[int, anyio.Event]] = []
 
     async def claim(self, *arguments: object, touched: int) -> Claimed:
@@ -122,6 +123,10 @@ class Backlog(Database):
         self.sent += len(prompts)
         return DispatchSummary(len(prompts), 0, 0)
 
+    async def give_back(self, prompts: Sequence[object]) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.given_back += len(prompts)
+
     async def answer(self) -> int:
         """Let the oldest claim be answered, and whatever follows from that happen; how many are unanswered then."""
         _, answered = self.unanswered.pop(0)
@@ -130,8 +135,8 @@ class Backlog(Database):
         return len(self.unanswered)
 
 
-def worker(database: Database, bell: Doorbell) -> Worker:
-    parts = SimpleNamespace(failing=False, owed=0)
+def worker(database: Database, bell: Doorbell, spool: SimpleNamespace | None = None) -> Worker:
+    parts = spool or SimpleNamespace(failing=False, owed=0)
     slots = database if isinstance(database, Backlog) else Slots()
     arguments: Sequence[object] = (
         *(database, slots, parts, Pacing(1e6, ramp_seconds=0), parts, bell, database),
@@ -239,3 +244,17 @@ async def test_what_the_second_claim_fails_for_is_told_as_if_it_were_the_first()
         assert await database.answer() == 0  # the loop backs off, as it does for a claim of its own
         assert database.taken == 0
         running.stop()
+
+
+async def test_what_was_claimed_while_the_spool_failed_is_given_back_unsent() -> None:
+    database, spool = Backlog(), SimpleNamespace(failing=False, owed=0)
+    running = worker(database, Doorbell(), spool)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.run)
+        await anyio.sleep(0.02)
+        assert await database.answer() == 2
+        spool.failing = True
+        while database.unanswered:
+            await database.answer()
+        running.stop()
+    assert (database.sent, database.given_back, database.taken) == (3, 6, 0)
