@@ -1,7 +1,7 @@
 -- Evaluation: candidates -> gates -> prompts. Scheduled runs cover the time since the last one; runs for touched users
 -- look back as far as a prompt may still be sent. Both go through herald.decide(), so they cannot differ. What fails is
 -- tried again chapter by chapter, so that the rows of one chapter never decide what becomes of another.
--- Lock order: scenario row (scheduled runs), touched users, prompts, history.
+-- Lock order: scenario row (scheduled runs), touched users, prompts, open prompts, history.
 
 -- Gates candidates and writes what follows. p_made: prompts that count as made by this very run. Rows are inserted in the
 -- order of people, so that runs at the same time wait for one another rather than in a circle.
@@ -21,8 +21,8 @@ begin
   held := '{}';
   -- Nobody due and nobody who could be withdrawn: done, the most common case.
   if p_candidates = '{}' and (p_users is null or not exists (
-    select from herald.prompt as p
-    where p.user_id = any (p_users) and p.scenario_type = p_scenario.scenario_type and p.status = 'ready'
+    select from herald.open_prompt as o
+    where o.user_id = any (p_users) and o.scenario_type = p_scenario.scenario_type and o.deadline is null
   )) then
     candidates := 0;
     prompts := 0;
@@ -68,9 +68,10 @@ begin
   ), withdrawn as (
     update herald.prompt as p
     set status = 'skipped', gate = 'no_longer_due', settled_at = p_now
+    from herald.open_prompt as o
     where p_users is not null
-      and p.user_id = any (p_users) and p.scenario_id is not distinct from p_scenario.scenario_id
-      and p.status = 'ready' and p.origin = 'evaluation' and p_window @> p.due_at
+      and o.user_id = any (p_users) and o.scenario_id = p_scenario.scenario_id and o.deadline is null
+      and p.prompt_id = o.prompt_id and p.status = 'ready' and p.origin = 'evaluation' and p_window @> p.due_at
       and not exists (
         select from decided as d
         where d.user_id = p.user_id and d.activity_ref = p.activity_ref

@@ -1,6 +1,7 @@
 -- The outbox, for the daemon: claim, settle, sweep. plpgsql throughout, for its cached plans. Such a plan may be made
 -- while the outbox is still empty, and live while it fills: so generic ones from the start, and no sequential scans.
--- Lock order, everywhere: prompts (by prompt_id where several are locked at once), then notifications, history, device tokens.
+-- Lock order, everywhere: prompts (by prompt_id where several are locked at once), then open prompts, notifications, history,
+-- device tokens.
 
 -- Claims rows of herald.prompt that its caller has locked as ready and due in this transaction, which therefore stay where
 -- they are: that saves two look-ups a row. Checks again what may have changed while they waited, and turns those that pass
@@ -77,8 +78,7 @@ begin
           where n.user_id = q.user_id and n.scenario_type = q.scenario_type and n.dispatched_at > p_now - s.cooldown
         ) or exists (
           select from herald.prompt as u
-          where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.status = 'unknown'
-            and u.claimed_at > p_now - s.cooldown
+          where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.unknown_at > p_now - s.cooldown
         ) then 'cooldown'
         when s.daily_cap is not null and s.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
       end as stopped_by
@@ -125,10 +125,14 @@ begin
     -- within the years that every program can read: one odd row must not keep the others back
     greatest(c.due_at, timestamptz '0002-01-01 00:00:00+00'), least(c.expires_at, timestamptz '9998-01-01 00:00:00+00'), p_now, c.all_devices,
     case when c.decision = 'send' then coalesce((
-      select json_agg(json_build_object('device_id', t.id, 'platform', t.platform, 'kind', t.kind, 'token', t.token,
-        'last_seen_at', greatest(least(t.last_seen_at, timestamptz '9998-01-01 00:00:00+00'), timestamptz '0002-01-01 00:00:00+00')) order by t.last_seen_at desc, t.id)
-      from herald.device_token as t
-      where t.user_id = c.user_id and t.revoked_at is null
+      select json_agg(k)
+      from (
+        select t.id as device_id, t.platform, t.kind, t.token,
+          greatest(least(t.last_seen_at, timestamptz '9998-01-01 00:00:00+00'), timestamptz '0002-01-01 00:00:00+00') as last_seen_at
+        from herald.device_token as t
+        where t.user_id = c.user_id and t.revoked_at is null
+        order by t.last_seen_at desc, t.id
+      ) as k
     ), '[]') end
   from claimed as c;
 end
@@ -191,12 +195,12 @@ declare
 begin
   with recursive level as (
     -- the priorities that wait, highest first: one index probe each
-    (select p.priority from herald.prompt as p where p.status = 'ready' order by p.priority desc limit 1)
+    (select o.priority from herald.open_prompt as o where o.deadline is null order by o.priority desc limit 1)
     union all
     select (
-      select p.priority from herald.prompt as p
-      where p.status = 'ready' and p.priority < l.priority
-      order by p.priority desc limit 1
+      select o.priority from herald.open_prompt as o
+      where o.deadline is null and o.priority < l.priority
+      order by o.priority desc limit 1
     )
     from level as l
     where l.priority is not null
@@ -205,11 +209,13 @@ begin
     from level as l
     cross join lateral (
       select p.ctid as place
-      from herald.prompt as p
-      where p.status = 'ready' and p.priority = l.priority and p.not_before <= p_now
-      order by p.not_before
+      from herald.open_prompt as o
+      join herald.prompt as p on p.prompt_id = o.prompt_id
+      where o.deadline is null and o.priority = l.priority and o.not_before <= p_now
+        and p.status = 'ready' and p.not_before <= p_now
+      order by o.not_before
       limit p_limit
-      for no key update skip locked
+      for no key update of p skip locked
     ) as q
     limit p_limit
   )
@@ -301,8 +307,8 @@ begin
         when o.outcome in ('failed', 'skipped') and o.epoch = l.epoch and l.status = 'unknown' then o.outcome
         when o.outcome in ('retry', 'release') and o.epoch = l.epoch and l.status = 'unknown' then
           case when exists (
-            select from herald.prompt as x
-            where x.user_id = l.user_id and x.scenario_type = l.scenario_type and x.status in ('ready', 'sending')
+            select from herald.open_prompt as x
+            where x.user_id = l.user_id and x.scenario_type = l.scenario_type
           ) then 'failed' else 'ready' end
         when o.outcome = 'sent' and o.epoch < l.epoch and l.status = 'sending' then 'sending'
         when o.outcome = 'sent' and o.epoch > l.epoch and l.status = 'sending' then 'sent'
@@ -391,9 +397,10 @@ as $$
         when s.on_unknown = 'resend' and p.attempts < 3 and greatest(p.due_at, s.started_at) + s.expires_after > p_now then 'ready'
         else 'unknown'
       end as becomes
-    from herald.prompt as p
+    from herald.open_prompt as o
+    join herald.prompt as p on p.prompt_id = o.prompt_id
     join herald.scenario as s on s.scenario_id = p.scenario_id
-    where p.status = 'sending' and p.deadline < p_now - p_grace
+    where o.deadline < p_now - p_grace and p.status = 'sending' and p.deadline < p_now - p_grace
     order by p.prompt_id
     limit 10000
     for no key update of p skip locked
