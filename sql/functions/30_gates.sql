@@ -58,9 +58,13 @@ begin
     where n.user_id = p_user and n.dispatched_at >= v_midnight and n.dispatched_at <= p_at
   ) + (
     select count(*)
-    from herald.open_prompt as o
-    join herald.prompt as p on p.prompt_id = o.prompt_id
-    where o.user_id = p_user and o.deadline is not null and p.claimed_at >= v_midnight
+    from (
+      select q.prompt_id, q.deadline from herald.open_prompt as q where q.user_id = p_user offset 0
+    ) as o
+    cross join lateral (
+      select r.claimed_at from herald.prompt as r where r.prompt_id = o.prompt_id offset 0
+    ) as p
+    where o.deadline is not null and p.claimed_at >= v_midnight
   ) + (
     select count(*)
     from herald.prompt as p
@@ -88,8 +92,10 @@ begin
   end;
   return (
     select count(*)
-    from herald.open_prompt as o
-    where o.user_id = p_user and o.deadline is null and o.not_before < v_midnight
+    from (
+      select q.deadline, q.not_before from herald.open_prompt as q where q.user_id = p_user offset 0
+    ) as o
+    where o.deadline is null and o.not_before < v_midnight
   );
 end
 $$;

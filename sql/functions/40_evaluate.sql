@@ -22,7 +22,7 @@ begin
   -- Nobody due and nobody who could be withdrawn: done, the most common case.
   if p_candidates = '{}' and (p_users is null or not exists (
     select from herald.open_prompt as o
-    where o.user_id = any (p_users) and o.scenario_type = p_scenario.scenario_type and o.deadline is null
+    where o.user_id = any (p_users) and o.scenario_type = p_scenario.scenario_type
   )) then
     candidates := 0;
     prompts := 0;
@@ -68,10 +68,11 @@ begin
   ), withdrawn as (
     update herald.prompt as p
     set status = 'skipped', gate = 'no_longer_due', settled_at = p_now
-    from herald.open_prompt as o
     where p_users is not null
-      and o.user_id = any (p_users) and o.scenario_id = p_scenario.scenario_id and o.deadline is null
-      and p.prompt_id = o.prompt_id and p.status = 'ready' and p.origin = 'evaluation' and p_window @> p.due_at
+      and p.prompt_id = any (array(
+        select o.prompt_id from herald.open_prompt as o where o.user_id = any (p_users) and o.scenario_id = p_scenario.scenario_id
+      ))
+      and p.status = 'ready' and p.origin = 'evaluation' and p_window @> p.due_at
       and not exists (
         select from decided as d
         where d.user_id = p.user_id and d.activity_ref = p.activity_ref

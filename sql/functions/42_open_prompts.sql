@@ -3,8 +3,8 @@
 -- Lock order: whoever writes here has the prompt locked, so it waits only for another prompt of the same person and type
 -- that is opened at this very moment; and then fails with unique_violation.
 
--- Tables of changed rows have no statistics, and the plan is made once for many and for few: so each row is looked up by
--- the primary key, always. What changes nothing here is read, and not written.
+-- The plan is made once, for many rows and for few, be it while the queue is empty: so each row is looked up by the primary
+-- key, always (`offset 0`), and then taken where it lies. What changes nothing here is read, and not written.
 create or replace function herald.keep_open_prompts()
 returns trigger
 language plpgsql security definer
@@ -21,8 +21,17 @@ begin
     where o.user_id = old.user_id and o.scenario_type = old.scenario_type and o.prompt_id = old.prompt_id;
   elsif tg_op = 'UPDATE' then
     merge into herald.open_prompt as o
-    using changed as c
-    on o.user_id = c.user_id and o.scenario_type = c.scenario_type and o.prompt_id = c.prompt_id
+    using (
+      select w.user_id, w.scenario_type, w.prompt_id, w.scenario_id, w.status, w.priority, w.not_before, w.deadline, k.place
+      from changed as w
+      left join lateral (
+        select q.ctid as place
+        from herald.open_prompt as q
+        where q.user_id = w.user_id and q.scenario_type = w.scenario_type and q.prompt_id = w.prompt_id
+        offset 0
+      ) as k on true
+    ) as c
+    on o.ctid = c.place
     when matched and c.status not in ('ready', 'sending') then delete
     when matched and (o.scenario_id, o.priority, o.not_before, o.deadline)
       is distinct from (c.scenario_id, c.priority, c.not_before, case c.status when 'sending' then c.deadline end) then
@@ -40,9 +49,18 @@ begin
     where c.status in ('ready', 'sending');
   elsif tg_op = 'DELETE' then
     delete from herald.open_prompt as o
-    using changed as c
-    where c.status in ('ready', 'sending')
-      and o.user_id = c.user_id and o.scenario_type = c.scenario_type and o.prompt_id = c.prompt_id;
+    using (
+      select k.place
+      from changed as w
+      cross join lateral (
+        select q.ctid as place
+        from herald.open_prompt as q
+        where q.user_id = w.user_id and q.scenario_type = w.scenario_type and q.prompt_id = w.prompt_id
+        offset 0
+      ) as k
+      where w.status in ('ready', 'sending')
+    ) as c
+    where o.ctid = c.place;
   else
     -- no truncate here: its lock on a second table would be taken against the order of a claim
     delete from herald.open_prompt;

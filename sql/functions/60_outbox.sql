@@ -176,7 +176,7 @@ revoke all on function herald.claim_prompts from public;
 grant execute on function herald.claim_prompts to herald_daemon;
 
 -- Claims up to p_limit ready prompts, highest priority first, then the longest waiting; nothing while all is paused. Never
--- waits for a lock.
+-- waits for a lock. No sorts: the index has them in order, and what a sort reads is locked whether it is taken or not.
 create or replace function herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamptz default now())
 returns table (
   prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
@@ -188,6 +188,7 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
@@ -208,14 +209,17 @@ begin
     select q.place
     from level as l
     cross join lateral (
-      select p.ctid as place
+      select p.place
       from herald.open_prompt as o
-      join herald.prompt as p on p.prompt_id = o.prompt_id
+      cross join lateral (
+        select r.ctid as place
+        from herald.prompt as r
+        where r.prompt_id = o.prompt_id and r.status = 'ready' and r.not_before <= p_now
+        for no key update skip locked
+      ) as p
       where o.deadline is null and o.priority = l.priority and o.not_before <= p_now
-        and p.status = 'ready' and p.not_before <= p_now
       order by o.not_before
       limit p_limit
-      for no key update of p skip locked
     ) as q
     limit p_limit
   )
@@ -397,13 +401,20 @@ as $$
         when s.on_unknown = 'resend' and p.attempts < 3 and greatest(p.due_at, s.started_at) + s.expires_after > p_now then 'ready'
         else 'unknown'
       end as becomes
-    from herald.open_prompt as o
-    join herald.prompt as p on p.prompt_id = o.prompt_id
+    from (
+      select q.prompt_id
+      from herald.open_prompt as q
+      where q.deadline < p_now - p_grace
+      order by q.prompt_id
+      limit 10000
+    ) as o
+    cross join lateral (
+      select r.prompt_id, r.epoch, r.notification_id, r.attempts, r.due_at, r.scenario_id
+      from herald.prompt as r
+      where r.prompt_id = o.prompt_id and r.status = 'sending' and r.deadline < p_now - p_grace
+      for no key update skip locked
+    ) as p
     join herald.scenario as s on s.scenario_id = p.scenario_id
-    where o.deadline < p_now - p_grace and p.status = 'sending' and p.deadline < p_now - p_grace
-    order by p.prompt_id
-    limit 10000
-    for no key update of p skip locked
   ), swept as (
     update herald.prompt as p
     set status = l.becomes, error_code = case when l.becomes <> 'sent' then 'OWNER_LOST' end, owner = null, deadline = null,

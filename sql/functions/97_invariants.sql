@@ -76,6 +76,7 @@ as $$
     where n.status in ('ready', 'sending') and not exists (
       select from herald.open_prompt as o
       where o.user_id = n.user_id and o.scenario_type = n.scenario_type and o.prompt_id = n.prompt_id
+      offset 0
     )
   ) + (
     select count(*)
@@ -84,7 +85,12 @@ as $$
       from herald.open_prompt as o
       limit p_rows
     ) as q
-    left join herald.prompt as p on p.prompt_id = q.prompt_id
+    left join lateral (
+      select r.status, r.user_id, r.scenario_type, r.scenario_id, r.priority, r.not_before
+      from herald.prompt as r
+      where r.prompt_id = q.prompt_id
+      offset 0
+    ) as p on true
     where p.status is distinct from case when q.deadline is null then 'ready' else 'sending' end
       or (p.user_id, p.scenario_type, p.scenario_id, p.priority, p.not_before)
         is distinct from (q.user_id, q.scenario_type, q.scenario_id, q.priority, q.not_before)

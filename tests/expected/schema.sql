@@ -145,6 +145,7 @@ CREATE FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
+    SET enable_sort TO 'off'
     AS $$...$$;
 
 CREATE FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid, activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer, due_at timestamp with time zone, expires_at timestamp with time zone, claimed_at timestamp with time zone, all_devices boolean, devices json)
