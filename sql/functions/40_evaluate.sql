@@ -77,13 +77,14 @@ begin
         select from decided as d
         where d.user_id = p.user_id and d.activity_ref = p.activity_ref
           and d.decision not in ('no_longer_due', 'inactive_recipient', 'opted_out')
+        offset 0
       )
     returning p.prompt_id, p.user_id, p.status, p.gate, p.attempts
   ), again as materialized (
-    select p.prompt_id, w.*
+    select p.place, w.*
     from (select k.* from wanted as k order by k.user_id offset 0) as w
     cross join lateral (
-      select q.prompt_id
+      select q.ctid as place
       from herald.prompt as q
       where q.user_id = w.user_id and q.scenario_id is not distinct from p_scenario.scenario_id and q.activity_ref = w.activity_ref
         and q.status in ('failed', 'skipped', 'expired') and q.gate is distinct from 'discarded'
@@ -95,7 +96,7 @@ begin
     set status = a.status, gate = a.gate, due_at = a.due_at, not_before = a.not_before, priority = p_scenario.priority,
       error_code = null, settled_at = case when a.status <> 'ready' then p_now end
     from again as a
-    where p.prompt_id = a.prompt_id
+    where p.ctid = a.place
     returning p.prompt_id, p.user_id, p.status, p.gate, p.attempts
   ), inserted as (
     insert into herald.prompt (scenario_id, scenario_type, user_id, activity_ref, due_at, evaluation_date, idempotency_key,
