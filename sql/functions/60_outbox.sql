@@ -176,7 +176,8 @@ revoke all on function herald.claim_prompts from public;
 grant execute on function herald.claim_prompts to herald_daemon;
 
 -- Claims up to p_limit ready prompts, highest priority first, then the longest waiting; nothing while all is paused. Never
--- waits for a lock. No sorts: the index has them in order, and what a sort reads is locked whether it is taken or not.
+-- waits for a lock. Prompts are looked up by their id, one by one as long as more are wanted (the planner does not flatten
+-- what locks), in the order of the queue's index: no sorts, for what a sort reads is locked whether it is taken or not.
 create or replace function herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamptz default now())
 returns table (
   prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
