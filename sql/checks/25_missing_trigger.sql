@@ -35,4 +35,13 @@ where not exists (
   select from pg_catalog.pg_trigger as t
   where t.tgrelid = pg_catalog.to_regclass('herald.scenario') and t.tgname = 'check_scenario'
 )
+union all
+select
+  format('trigger %s on herald.prompt is missing: prompts are not found to be sent', k.tgname),
+  'pgherald migrate'
+from (values ('open_prompt_insert'), ('open_prompt_update'), ('open_prompt_rename'), ('open_prompt_delete'), ('open_prompt_truncate')) as k (tgname)
+where not exists (
+  select from pg_catalog.pg_trigger as t
+  where t.tgrelid = pg_catalog.to_regclass('herald.prompt') and t.tgname = k.tgname
+)
 order by 1;

@@ -58,8 +58,17 @@ begin
     where n.user_id = p_user and n.dispatched_at >= v_midnight and n.dispatched_at <= p_at
   ) + (
     select count(*)
+    from (
+      select q.prompt_id, q.deadline from herald.open_prompt as q where q.user_id = p_user offset 0
+    ) as o
+    cross join lateral (
+      select r.claimed_at from herald.prompt as r where r.prompt_id = o.prompt_id offset 0
+    ) as p
+    where o.deadline is not null and p.claimed_at >= v_midnight
+  ) + (
+    select count(*)
     from herald.prompt as p
-    where p.user_id = p_user and p.status in ('sending', 'unknown') and p.claimed_at >= v_midnight
+    where p.user_id = p_user and p.unknown_at >= v_midnight
   );
 end
 $$;
@@ -83,8 +92,10 @@ begin
   end;
   return (
     select count(*)
-    from herald.prompt as p
-    where p.user_id = p_user and p.status = 'ready' and p.not_before < v_midnight
+    from (
+      select q.deadline, q.not_before from herald.open_prompt as q where q.user_id = p_user offset 0
+    ) as o
+    where o.deadline is null and o.not_before < v_midnight
   );
 end
 $$;
@@ -150,8 +161,8 @@ begin
             and (p.status in ('ready', 'sending', 'sent', 'unknown') or p.gate = 'discarded')
           offset 0
         ) or exists (
-          select from herald.prompt as p
-          where p.user_id = c.user_id and p.scenario_type = p_scenario.scenario_type and p.status in ('ready', 'sending')
+          select from herald.open_prompt as o
+          where o.user_id = c.user_id and o.scenario_type = p_scenario.scenario_type
           offset 0
         ) then 'duplicate'
         when exists (
@@ -161,8 +172,8 @@ begin
           offset 0
         ) or exists (
           select from herald.prompt as p
-          where p.user_id = c.user_id and p.scenario_type = p_scenario.scenario_type and p.status = 'unknown'
-            and p.claimed_at > p_now - p_scenario.cooldown
+          where p.user_id = c.user_id and p.scenario_type = p_scenario.scenario_type
+            and p.unknown_at > p_now - p_scenario.cooldown
           offset 0
         ) then 'cooldown'
         when exists (

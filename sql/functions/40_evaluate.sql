@@ -1,7 +1,7 @@
 -- Evaluation: candidates -> gates -> prompts. Scheduled runs cover the time since the last one; runs for touched users
 -- look back as far as a prompt may still be sent. Both go through herald.decide(), so they cannot differ. What fails is
 -- tried again chapter by chapter, so that the rows of one chapter never decide what becomes of another.
--- Lock order: scenario row (scheduled runs), touched users, prompts, history.
+-- Lock order: scenario row (scheduled runs), touched users, prompts, open prompts, history.
 
 -- Gates candidates and writes what follows. p_made: prompts that count as made by this very run. Rows are inserted in the
 -- order of people, so that runs at the same time wait for one another rather than in a circle.
@@ -21,8 +21,8 @@ begin
   held := '{}';
   -- Nobody due and nobody who could be withdrawn: done, the most common case.
   if p_candidates = '{}' and (p_users is null or not exists (
-    select from herald.prompt as p
-    where p.user_id = any (p_users) and p.scenario_type = p_scenario.scenario_type and p.status = 'ready'
+    select from herald.open_prompt as o
+    where o.user_id = any (p_users) and o.scenario_type = p_scenario.scenario_type
   )) then
     candidates := 0;
     prompts := 0;
@@ -69,19 +69,22 @@ begin
     update herald.prompt as p
     set status = 'skipped', gate = 'no_longer_due', settled_at = p_now
     where p_users is not null
-      and p.user_id = any (p_users) and p.scenario_id is not distinct from p_scenario.scenario_id
+      and p.prompt_id = any (array(
+        select o.prompt_id from herald.open_prompt as o where o.user_id = any (p_users) and o.scenario_id = p_scenario.scenario_id
+      ))
       and p.status = 'ready' and p.origin = 'evaluation' and p_window @> p.due_at
       and not exists (
         select from decided as d
         where d.user_id = p.user_id and d.activity_ref = p.activity_ref
           and d.decision not in ('no_longer_due', 'inactive_recipient', 'opted_out')
+        offset 0
       )
     returning p.prompt_id, p.user_id, p.status, p.gate, p.attempts
   ), again as materialized (
-    select p.prompt_id, w.*
+    select p.place, w.*
     from (select k.* from wanted as k order by k.user_id offset 0) as w
     cross join lateral (
-      select q.prompt_id
+      select q.ctid as place
       from herald.prompt as q
       where q.user_id = w.user_id and q.scenario_id is not distinct from p_scenario.scenario_id and q.activity_ref = w.activity_ref
         and q.status in ('failed', 'skipped', 'expired') and q.gate is distinct from 'discarded'
@@ -93,7 +96,7 @@ begin
     set status = a.status, gate = a.gate, due_at = a.due_at, not_before = a.not_before, priority = p_scenario.priority,
       error_code = null, settled_at = case when a.status <> 'ready' then p_now end
     from again as a
-    where p.prompt_id = a.prompt_id
+    where p.ctid = a.place
     returning p.prompt_id, p.user_id, p.status, p.gate, p.attempts
   ), inserted as (
     insert into herald.prompt (scenario_id, scenario_type, user_id, activity_ref, due_at, evaluation_date, idempotency_key,

@@ -41,19 +41,19 @@ begin
     return;
   end if;
   v_skipped := gate = 'no_device_token';
-  insert into herald.prompt as p (scenario_id, scenario_type, user_id, activity_ref, due_at, evaluation_date, idempotency_key,
-    cooldown_window_start, status, gate, not_before, priority, origin, settled_at)
-  values (p_scenario, v_scenario.scenario_type, p_user, p_activity_ref, p_due_at, (v_now at time zone 'UTC')::date,
-    herald.idempotency_key(p_user, v_scenario.scenario_type, (v_now at time zone 'UTC')::date),
-    herald.cooldown_window_start(v_now, v_scenario.cooldown),
-    case when v_skipped then 'skipped' else 'ready' end, nullif(gate, 'send'),
-    case when v_scenario.paused_at is not null then 'infinity' else v_not_before end,
-    v_scenario.priority, 'enqueue', case when v_skipped then v_now end)
-  on conflict do nothing
-  returning p.prompt_id into prompt_id;
-  if prompt_id is null then
-    -- The row of an earlier try that ended without a push is armed again; anything else is somebody else's decision.
-    begin
+  begin
+    insert into herald.prompt as p (scenario_id, scenario_type, user_id, activity_ref, due_at, evaluation_date, idempotency_key,
+      cooldown_window_start, status, gate, not_before, priority, origin, settled_at)
+    values (p_scenario, v_scenario.scenario_type, p_user, p_activity_ref, p_due_at, (v_now at time zone 'UTC')::date,
+      herald.idempotency_key(p_user, v_scenario.scenario_type, (v_now at time zone 'UTC')::date),
+      herald.cooldown_window_start(v_now, v_scenario.cooldown),
+      case when v_skipped then 'skipped' else 'ready' end, nullif(enqueue.gate, 'send'),
+      case when v_scenario.paused_at is not null then 'infinity' else v_not_before end,
+      v_scenario.priority, 'enqueue', case when v_skipped then v_now end)
+    on conflict do nothing
+    returning p.prompt_id into prompt_id;
+    if prompt_id is null then
+      -- The row of an earlier try that ended without a push is armed again; anything else is somebody else's decision.
       update herald.prompt as p
       set status = case when v_skipped then 'skipped' else 'ready' end, gate = nullif(enqueue.gate, 'send'), due_at = p_due_at,
         not_before = case when v_scenario.paused_at is not null then 'infinity' else v_not_before end,
@@ -61,14 +61,14 @@ begin
       where p.user_id = p_user and p.scenario_id = p_scenario and p.activity_ref = p_activity_ref
         and p.status in ('failed', 'skipped', 'expired') and p.gate is distinct from 'discarded'
       returning p.prompt_id into prompt_id;
-    exception when unique_violation then
-      -- another prompt of the type was opened at this very moment
-      prompt_id := null;
-    end;
-    if prompt_id is null then
-      gate := 'duplicate';
-      return;
     end if;
+  exception when unique_violation then
+    -- another prompt of the type was opened at this very moment
+    prompt_id := null;
+  end;
+  if prompt_id is null then
+    gate := 'duplicate';
+    return;
   end if;
   if v_skipped then
     insert into herald.scenario_prompt_history (prompt_id, scenario_id, peer_mentor_id, dispatched_at, delivery_status, error_code, attempt)

@@ -1,6 +1,7 @@
 -- The outbox, for the daemon: claim, settle, sweep. plpgsql throughout, for its cached plans. Such a plan may be made
 -- while the outbox is still empty, and live while it fills: so generic ones from the start, and no sequential scans.
--- Lock order, everywhere: prompts (by prompt_id where several are locked at once), then notifications, history, device tokens.
+-- Lock order, everywhere: prompts (by prompt_id where several are locked at once), then open prompts, notifications, history,
+-- device tokens.
 
 -- Claims rows of herald.prompt that its caller has locked as ready and due in this transaction, which therefore stay where
 -- they are: that saves two look-ups a row. Checks again what may have changed while they waited, and turns those that pass
@@ -77,8 +78,7 @@ begin
           where n.user_id = q.user_id and n.scenario_type = q.scenario_type and n.dispatched_at > p_now - s.cooldown
         ) or exists (
           select from herald.prompt as u
-          where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.status = 'unknown'
-            and u.claimed_at > p_now - s.cooldown
+          where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.unknown_at > p_now - s.cooldown
         ) then 'cooldown'
         when s.daily_cap is not null and s.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
       end as stopped_by
@@ -125,10 +125,14 @@ begin
     -- within the years that every program can read: one odd row must not keep the others back
     greatest(c.due_at, timestamptz '0002-01-01 00:00:00+00'), least(c.expires_at, timestamptz '9998-01-01 00:00:00+00'), p_now, c.all_devices,
     case when c.decision = 'send' then coalesce((
-      select json_agg(json_build_object('device_id', t.id, 'platform', t.platform, 'kind', t.kind, 'token', t.token,
-        'last_seen_at', greatest(least(t.last_seen_at, timestamptz '9998-01-01 00:00:00+00'), timestamptz '0002-01-01 00:00:00+00')) order by t.last_seen_at desc, t.id)
-      from herald.device_token as t
-      where t.user_id = c.user_id and t.revoked_at is null
+      select json_agg(k)
+      from (
+        select t.id as device_id, t.platform, t.kind, t.token,
+          greatest(least(t.last_seen_at, timestamptz '9998-01-01 00:00:00+00'), timestamptz '0002-01-01 00:00:00+00') as last_seen_at
+        from herald.device_token as t
+        where t.user_id = c.user_id and t.revoked_at is null
+        order by t.last_seen_at desc, t.id
+      ) as k
     ), '[]') end
   from claimed as c;
 end
@@ -172,7 +176,8 @@ revoke all on function herald.claim_prompts from public;
 grant execute on function herald.claim_prompts to herald_daemon;
 
 -- Claims up to p_limit ready prompts, highest priority first, then the longest waiting; nothing while all is paused. Never
--- waits for a lock.
+-- waits for a lock. Prompts are looked up by their id, one by one as long as more are wanted (the planner does not flatten
+-- what locks), in the order of the queue's index: no sorts, for what a sort reads is locked whether it is taken or not.
 create or replace function herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamptz default now())
 returns table (
   prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
@@ -184,6 +189,7 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
@@ -191,12 +197,12 @@ declare
 begin
   with recursive level as (
     -- the priorities that wait, highest first: one index probe each
-    (select p.priority from herald.prompt as p where p.status = 'ready' order by p.priority desc limit 1)
+    (select o.priority from herald.open_prompt as o where o.deadline is null order by o.priority desc limit 1)
     union all
     select (
-      select p.priority from herald.prompt as p
-      where p.status = 'ready' and p.priority < l.priority
-      order by p.priority desc limit 1
+      select o.priority from herald.open_prompt as o
+      where o.deadline is null and o.priority < l.priority
+      order by o.priority desc limit 1
     )
     from level as l
     where l.priority is not null
@@ -204,12 +210,17 @@ begin
     select q.place
     from level as l
     cross join lateral (
-      select p.ctid as place
-      from herald.prompt as p
-      where p.status = 'ready' and p.priority = l.priority and p.not_before <= p_now
-      order by p.not_before
+      select p.place
+      from herald.open_prompt as o
+      cross join lateral (
+        select r.ctid as place
+        from herald.prompt as r
+        where r.prompt_id = o.prompt_id and r.status = 'ready' and r.not_before <= p_now
+        for no key update skip locked
+      ) as p
+      where o.deadline is null and o.priority = l.priority and o.not_before <= p_now
+      order by o.not_before
       limit p_limit
-      for no key update skip locked
     ) as q
     limit p_limit
   )
@@ -301,8 +312,8 @@ begin
         when o.outcome in ('failed', 'skipped') and o.epoch = l.epoch and l.status = 'unknown' then o.outcome
         when o.outcome in ('retry', 'release') and o.epoch = l.epoch and l.status = 'unknown' then
           case when exists (
-            select from herald.prompt as x
-            where x.user_id = l.user_id and x.scenario_type = l.scenario_type and x.status in ('ready', 'sending')
+            select from herald.open_prompt as x
+            where x.user_id = l.user_id and x.scenario_type = l.scenario_type
           ) then 'failed' else 'ready' end
         when o.outcome = 'sent' and o.epoch < l.epoch and l.status = 'sending' then 'sending'
         when o.outcome = 'sent' and o.epoch > l.epoch and l.status = 'sending' then 'sent'
@@ -391,12 +402,20 @@ as $$
         when s.on_unknown = 'resend' and p.attempts < 3 and greatest(p.due_at, s.started_at) + s.expires_after > p_now then 'ready'
         else 'unknown'
       end as becomes
-    from herald.prompt as p
+    from (
+      select q.prompt_id
+      from herald.open_prompt as q
+      where q.deadline < p_now - p_grace
+      order by q.prompt_id
+      limit 10000
+    ) as o
+    cross join lateral (
+      select r.prompt_id, r.epoch, r.notification_id, r.attempts, r.due_at, r.scenario_id
+      from herald.prompt as r
+      where r.prompt_id = o.prompt_id and r.status = 'sending' and r.deadline < p_now - p_grace
+      for no key update skip locked
+    ) as p
     join herald.scenario as s on s.scenario_id = p.scenario_id
-    where p.status = 'sending' and p.deadline < p_now - p_grace
-    order by p.prompt_id
-    limit 10000
-    for no key update of p skip locked
   ), swept as (
     update herald.prompt as p
     set status = l.becomes, error_code = case when l.becomes <> 'sent' then 'OWNER_LOST' end, owner = null, deadline = null,

@@ -1,6 +1,6 @@
 -- For operators, through `pgherald` or psql: pause and resume, what failed, what is not known, devices. Each function takes
 -- what it needs and says what it did; none of them sends anything.
--- Lock order: scenario, prompts (by prompt_id), notifications, history.
+-- Lock order: scenario, prompts (by prompt_id), open prompts, notifications, history.
 
 -- A scenario by what a person types: its id, the beginning of it (four digits at least), or its name.
 create or replace function herald.find_scenario(p_what text)
@@ -47,8 +47,8 @@ begin
     set paused_at = coalesce(g.paused_at, now())
     returning g.paused_at into paused_at;
     select count(*) into prompts
-    from herald.prompt as p
-    where p.status = 'ready';
+    from herald.open_prompt as o
+    where o.deadline is null;
     return;
   end if;
   update herald.scenario as s
@@ -61,10 +61,11 @@ begin
   end if;
   with waiting as materialized (
     select p.prompt_id
-    from herald.prompt as p
-    where p.scenario_id = p_scenario and p.status = 'ready'
+    from herald.open_prompt as o
+    join herald.prompt as p on p.prompt_id = o.prompt_id
+    where o.scenario_id = p_scenario and o.deadline is null and p.status = 'ready'
     order by p.prompt_id
-    for no key update
+    for no key update of p
   ), put_off as (
     update herald.prompt as p
     set not_before = 'infinity'
@@ -99,8 +100,8 @@ begin
     set paused_at = null
     where g.paused_at is not null;
     select count(*) into prompts
-    from herald.prompt as p
-    where p.status = 'ready' and p.not_before < 'infinity';
+    from herald.open_prompt as o
+    where o.deadline is null and o.not_before < 'infinity';
   else
     select s.* into v_scenario
     from herald.scenario as s
@@ -120,10 +121,11 @@ begin
     was_held := found;
     with waiting as materialized (
       select p.prompt_id
-      from herald.prompt as p
-      where p.scenario_id = p_scenario and p.status = 'ready'
+      from herald.open_prompt as o
+      join herald.prompt as p on p.prompt_id = o.prompt_id
+      where o.scenario_id = p_scenario and o.deadline is null and p.status = 'ready'
       order by p.prompt_id
-      for no key update
+      for no key update of p
     ), let_go as (
       update herald.prompt as p
       set not_before = now()
@@ -154,10 +156,10 @@ as $$
     p.error_code, p.attempts, p.settled_at, greatest(p.due_at, s.started_at) + s.expires_after
   from herald.prompt as p
   join herald.scenario as s on s.scenario_id = p.scenario_id
-  where p.status = 'failed'
+  where p.failed_at is not null
     and (p_scenario is null or p.scenario_id = p_scenario)
     and (p_error_code is null or p.error_code = p_error_code)
-  order by p.settled_at desc, p.prompt_id
+  order by p.failed_at desc, p.prompt_id
   limit p_limit;
 $$;
 comment on function herald.failed is 'Prompts that were not sent, for certain, and are not tried again by themselves; the latest first. p_limit null: all.';
@@ -262,7 +264,7 @@ as $$
     p.error_code, p.attempts, p.claimed_at, p.notification_id
   from herald.prompt as p
   join herald.scenario as s on s.scenario_id = p.scenario_id
-  where p.status = 'unknown' and (p_scenario is null or p.scenario_id = p_scenario)
+  where p.unknown_at is not null and (p_scenario is null or p.scenario_id = p_scenario)
   order by p.claimed_at desc, p.prompt_id
   limit p_limit;
 $$;

@@ -195,7 +195,7 @@ begin
     from (
       select n.dispatched_at as at from herald.scenario_notification as n where n.user_id = p_user and n.scenario_type = p_scenario_type
       union all
-      select p.claimed_at from herald.prompt as p where p.user_id = p_user and p.scenario_type = p_scenario_type and p.status = 'unknown'
+      select p.claimed_at from herald.prompt as p where p.user_id = p_user and p.scenario_type = p_scenario_type and p.unknown_at is not null
     ) as q;
     return query select 'cooldown', v_at is null or v_at <= p_now - v_scenario.cooldown,
       case

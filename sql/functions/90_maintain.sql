@@ -1,11 +1,13 @@
 -- Retention: keeps the hot tables small. Nightly, by pg_cron (job herald-maintain) or by the daemon.
 
 -- Why the hot tables are stored as they are (sql/migrations/0002_flow.sql; python -m tests.bench.bloat shows it):
--- - herald.prompt, fillfactor 80: each row is written three times (ready, sending, settled). These are never HOT updates, for
---   the status is in the predicates of the partial indexes that make a claim cheap; the room keeps a row's versions on one
---   page, which vacuum then empties at once.
--- - herald.prompt, autovacuum at 2,000 rows + 2 %: by default it would wait for a fifth of ninety days of prompts, and claims
---   would wade through dead entries of the ready ones.
+-- - herald.prompt, fillfactor 45: each row is written three times (ready, sending, settled), the last two as HOT updates, which
+--   need room on its page: for one version more, and the next update takes the one before it away. Of a backlog that is made,
+--   claimed and settled all at once every update is HOT, and a prompt has 680 bytes of heap from first to last; at 50 it is
+--   nine in ten, at 80 a third, with 370 bytes at first and 930 in the end. The price: prompts that wait take twice the room.
+-- - herald.prompt, autovacuum at 2,000 rows + 2 %: by default it would wait for a fifth of ninety days of prompts.
+-- - herald.open_prompt, autovacuum at 5,000 rows + 5 %: each of its rows is gone within hours or seconds, and claims would wade
+--   through the dead entries of its index.
 -- - herald.touched_user, at 5,000 rows whatever its size: it is emptied all the time, and read whole.
 -- - history, notifications and runs are only appended to, and deleted from at their old end: the defaults serve, and the brin
 --   indexes stay small because rows of one time lie together.

@@ -17,13 +17,13 @@ begin
     group by k.status;
   else
     return query
-    select 'ready', count(*) from herald.prompt as p where p.status = 'ready'
+    select 'ready', count(*) from herald.open_prompt as o where o.deadline is null
     union all
-    select 'sending', count(*) from herald.prompt as p where p.status = 'sending'
+    select 'sending', count(*) from herald.open_prompt as o where o.deadline is not null
     union all
-    select 'failed', count(*) from herald.prompt as p where p.status = 'failed'
+    select 'failed', count(*) from herald.prompt as p where p.failed_at is not null
     union all
-    select 'unknown', count(*) from herald.prompt as p where p.status = 'unknown'
+    select 'unknown', count(*) from herald.prompt as p where p.unknown_at is not null
     union all
     select k.status, coalesce((
       select (c.reltuples * f.frequency)::bigint
@@ -48,26 +48,26 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   with recursive level as (
-    (select p.priority from herald.prompt as p where p.status = 'ready' order by p.priority desc limit 1)
+    (select o.priority from herald.open_prompt as o where o.deadline is null order by o.priority desc limit 1)
     union all
     select (
-      select p.priority from herald.prompt as p
-      where p.status = 'ready' and p.priority < l.priority
-      order by p.priority desc limit 1
+      select o.priority from herald.open_prompt as o
+      where o.deadline is null and o.priority < l.priority
+      order by o.priority desc limit 1
     )
     from level as l
     where l.priority is not null
   )
   select
     min((
-      select p.not_before from herald.prompt as p
-      where p.status = 'ready' and p.priority = l.priority and p.not_before <= p_now
-      order by p.not_before limit 1
+      select o.not_before from herald.open_prompt as o
+      where o.deadline is null and o.priority = l.priority and o.not_before <= p_now
+      order by o.not_before limit 1
     )),
     min((
-      select p.not_before from herald.prompt as p
-      where p.status = 'ready' and p.priority = l.priority and p.not_before > p_now and p.not_before < 'infinity'
-      order by p.not_before limit 1
+      select o.not_before from herald.open_prompt as o
+      where o.deadline is null and o.priority = l.priority and o.not_before > p_now and o.not_before < 'infinity'
+      order by o.not_before limit 1
     ))
   from level as l;
 $$;

@@ -61,8 +61,40 @@ as $$
   union all
   -- A claim whose owner is gone is swept within seconds.
   select 'sending_past_deadline', count(*)
-  from herald.prompt as p
-  where p.status = 'sending' and p.deadline < p_now - interval '2 minutes';
+  from herald.open_prompt as o
+  where o.deadline < p_now - interval '2 minutes'
+  union all
+  -- The queue has what is open, and nothing else.
+  select 'open_prompt_disagrees', (
+    select count(*)
+    from (
+      select p.prompt_id, p.user_id, p.scenario_type, p.status
+      from herald.prompt as p
+      order by p.prompt_id desc
+      limit p_rows
+    ) as n
+    where n.status in ('ready', 'sending') and not exists (
+      select from herald.open_prompt as o
+      where o.user_id = n.user_id and o.scenario_type = n.scenario_type and o.prompt_id = n.prompt_id
+      offset 0
+    )
+  ) + (
+    select count(*)
+    from (
+      select o.*
+      from herald.open_prompt as o
+      limit p_rows
+    ) as q
+    left join lateral (
+      select r.status, r.user_id, r.scenario_type, r.scenario_id, r.priority, r.not_before
+      from herald.prompt as r
+      where r.prompt_id = q.prompt_id
+      offset 0
+    ) as p on true
+    where p.status is distinct from case when q.deadline is null then 'ready' else 'sending' end
+      or (p.user_id, p.scenario_type, p.scenario_id, p.priority, p.not_before)
+        is distinct from (q.user_id, q.scenario_type, q.scenario_id, q.priority, q.not_before)
+  );
 $$;
 comment on function herald.invariants is
   'Rows that must not be, by invariant, among the newest p_rows; 0 is good. Its cost does not grow with the tables.';

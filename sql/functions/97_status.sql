@@ -65,10 +65,10 @@ as $$
     limit 1
   ) as c on true
   left join (
-    select p.scenario_id, count(*) as waiting
-    from herald.prompt as p
-    where p.status = 'ready'
-    group by p.scenario_id
+    select o.scenario_id, count(*) as waiting
+    from herald.open_prompt as o
+    where o.deadline is null
+    group by o.scenario_id
   ) as w on w.scenario_id = s.scenario_id
   left join (
     select

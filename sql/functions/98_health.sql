@@ -79,8 +79,9 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select p.owner, count(*), min(p.deadline)
-  from herald.prompt as p
-  where p.status = 'sending' and p.deadline < now() - p_grace
+  from herald.open_prompt as o
+  join herald.prompt as p on p.prompt_id = o.prompt_id
+  where o.deadline < now() - p_grace
   group by p.owner;
 $$;
 comment on function herald.stuck_prompts is 'Prompts in sending whose deadline is past by more than the grace, by their owner: no daemon sweeps.';

@@ -15,8 +15,9 @@ create table herald.touched_user (
 comment on table herald.touched_user is
   'People whose rows an app transaction changed, handed over in that same transaction; taken by herald.evaluate_touched().';
 
--- fillfactor 80: a prompt is updated twice in its life (claimed, settled). Never HOT, for its status is in index predicates;
--- but a new version finds room on its page, and a push writes 5 % less WAL than with full pages.
+-- A prompt is updated twice in its life: claimed and settled. No index, nor an index's condition, names a column that these
+-- change, so both updates are HOT: they write the row and no index entry. What waits or is on its way is found through
+-- herald.open_prompt instead; what failed or is not known, by columns that stay null on the way.
 -- Both its ids begin with their time (version 7, in milliseconds): what is made, claimed and settled together lies together
 -- in their indexes. They need not be hard to guess; collapse_key is.
 create table herald.prompt (
@@ -28,7 +29,7 @@ create table herald.prompt (
   activity_ref text not null,
   due_at timestamptz not null default now(),
   evaluation_date date not null default (now() at time zone 'UTC')::date,
-  idempotency_key text not null constraint prompt_idempotency_key_form check (octet_length(idempotency_key) = 64 and idempotency_key !~ '[^0-9a-f]'),
+  idempotency_key text collate "C" not null constraint prompt_idempotency_key_form check (octet_length(idempotency_key) = 64 and idempotency_key !~ '[^0-9a-f]'),
   cooldown_window_start timestamptz,
   status text not null default 'ready'
     constraint prompt_status check (status in ('ready', 'sending', 'sent', 'failed', 'unknown', 'skipped', 'expired')),
@@ -47,13 +48,15 @@ create table herald.prompt (
   collapse_key text not null default replace(gen_random_uuid()::text, '-', ''),
   created_at timestamptz not null default now(),
   settled_at timestamptz,
+  failed_at timestamptz generated always as (case when status = 'failed' then coalesce(settled_at, 'infinity') end) stored,
+  unknown_at timestamptz generated always as (case when status = 'unknown' then coalesce(claimed_at, '-infinity') end) stored,
   constraint prompt_idempotency_key unique (idempotency_key),
   constraint prompt_once unique (user_id, scenario_id, activity_ref),
   constraint prompt_sending check (status <> 'sending' or (owner is not null and deadline is not null and claimed_at is not null)),
   constraint prompt_skipped check (status <> 'skipped' or gate is not null),
   constraint prompt_activity_ref check (length(activity_ref) between 1 and 400),
   constraint prompt_collapse_key check (octet_length(collapse_key) between 1 and 64)
-) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 1);
+) with (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 1);
 comment on table herald.prompt is 'The outbox: one row per decision to push.';
 comment on column herald.prompt.idempotency_key is 'SHA-256 of user, scenario type and evaluation date: herald.idempotency_key().';
 comment on column herald.prompt.cooldown_window_start is 'Start of the cooldown window of the claim; with user and type unique among notifications.';
@@ -63,14 +66,33 @@ comment on column herald.prompt.deadline is 'The owner sends nothing after this;
 comment on column herald.prompt.gate is 'Why it was skipped or deferred.';
 comment on column herald.prompt.notification_id is 'The id its notification will have; it is in the push.';
 comment on column herald.prompt.collapse_key is 'The same on the device for every copy of this prompt, and not guessable.';
-create index prompt_ready on herald.prompt (priority, not_before) where status = 'ready';
-create index prompt_sending on herald.prompt (deadline) where status = 'sending';
-create unique index prompt_open on herald.prompt (user_id, scenario_type) where status in ('ready', 'sending');
-create index prompt_unknown on herald.prompt (user_id, scenario_type) where status = 'unknown';
-create index prompt_failed on herald.prompt (settled_at) where status = 'failed';
+comment on column herald.prompt.failed_at is 'When it failed (infinity: nobody says); null unless it has. For an index that claims and settles need not touch.';
+comment on column herald.prompt.unknown_at is 'Of an unknown prompt, when it was claimed (-infinity: nobody says); null of any other.';
+create index prompt_unknown on herald.prompt (user_id, scenario_type, unknown_at) where unknown_at is not null;
+create index prompt_failed on herald.prompt (failed_at) where failed_at is not null;
 create index prompt_scenario on herald.prompt (scenario_id);
 create index prompt_created on herald.prompt using brin (created_at);
-comment on index herald.prompt_open is 'One open prompt per person and scenario type: two daemons can never race past the cooldown.';
+
+-- The queue: narrow, for each row lives in three indexes for the seconds or hours that its prompt is open. No foreign key:
+-- triggers on herald.prompt keep it, in the statement that changes the prompt.
+create table herald.open_prompt (
+  user_id uuid not null,
+  scenario_type text not null,
+  prompt_id uuid not null,
+  scenario_id uuid not null,
+  priority integer not null,
+  not_before timestamptz not null,
+  deadline timestamptz,
+  constraint prompt_open primary key (user_id, scenario_type)
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_insert_threshold = -1,
+        autovacuum_vacuum_cost_delay = 0);
+comment on table herald.open_prompt is
+  'The prompts that are ready or sending, to find them by: kept by triggers on herald.prompt, and written by nothing else.';
+comment on column herald.open_prompt.deadline is 'Null: ready, else sending.';
+comment on constraint prompt_open on herald.open_prompt is
+  'One open prompt per person and scenario type: two daemons can never race past the cooldown.';
+create index prompt_ready on herald.open_prompt (priority, not_before) where deadline is null;
+create index prompt_sending on herald.open_prompt (deadline) where deadline is not null;
 
 create table herald.scenario_notification (
   id uuid primary key default gen_random_uuid(),
@@ -78,7 +100,7 @@ create table herald.scenario_notification (
   scenario_type text not null,
   scenario_id uuid,
   dispatched_at timestamptz not null,
-  idempotency_key text not null,
+  idempotency_key text collate "C" not null,
   cooldown_window_start timestamptz not null,
   prompt_id uuid,
   activity_ref text,

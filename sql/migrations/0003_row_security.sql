@@ -7,7 +7,7 @@ declare
   v_table text;
 begin
   foreach v_table in array array['migration', 'shipped_function', 'setting', 'scenario_type', 'scenario', 'catch_up', 'message_text', 'phrase', 'opt_out',
-    'touched_user', 'prompt', 'scenario_notification', 'scenario_prompt_history', 'device_token', 'evaluation_run']
+    'touched_user', 'prompt', 'open_prompt', 'scenario_notification', 'scenario_prompt_history', 'device_token', 'evaluation_run']
   loop
     execute format('alter table herald.%I enable row level security', v_table);
     execute format('alter table herald.%I force row level security', v_table);

@@ -21,7 +21,7 @@ from tests.bench import ground
 if TYPE_CHECKING:
     from uuid import UUID
 
-TABLES: Final = ("prompt", "scenario_prompt_history", "scenario_notification")
+TABLES: Final = ("prompt", "open_prompt", "scenario_prompt_history", "scenario_notification")
 
 
 def prepare(db: psycopg.Connection, people: int) -> UUID:

@@ -167,7 +167,7 @@ FAULTS: Final = (
     Fault(
         "23_invalid_index",
         "update pg_index set indisvalid = false where indexrelid = 'herald.prompt_ready'::regclass",
-        "index herald.prompt_ready on herald.prompt is not valid",
+        "index herald.prompt_ready on herald.open_prompt is not valid",
     ),
     Fault(
         "23_invalid_index",
@@ -198,6 +198,12 @@ FAULTS: Final = (
         "25_missing_trigger",
         "drop trigger check_scenario on herald.scenario",
         "trigger check_scenario on herald.scenario is missing: scenarios are not validated",
+        mend="migrate",
+    ),
+    Fault(
+        "25_missing_trigger",
+        "drop trigger open_prompt_update on herald.prompt",
+        "trigger open_prompt_update on herald.prompt is missing: prompts are not found to be sent",
         mend="migrate",
     ),
     Fault(

@@ -55,7 +55,7 @@ def sent(db: psycopg.Connection) -> Organisation:
 def test_all_is_zero_while_the_promise_holds(sent: Organisation, database: Database) -> None:
     assert violations(sent.db) == {}
     names = {name for (name,) in database.connect(DAEMON_LOGIN).execute("select invariant from herald.invariants()")}
-    assert len(names) == 5
+    assert len(names) == 6
 
 
 @pytest.mark.parametrize(

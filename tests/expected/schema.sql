@@ -145,6 +145,7 @@ CREATE FUNCTION herald.claim(p_owner text, p_limit integer, p_lease interval, p_
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET enable_seqscan TO 'off'
+    SET enable_sort TO 'off'
     AS $$...$$;
 
 CREATE FUNCTION herald.claim_prompts(p_owner text, p_prompts uuid[], p_lease interval, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid, activity_ref text, presentation text, title_key text, body_key text, priority integer, collapse_key text, attempt integer, due_at timestamp with time zone, expires_at timestamp with time zone, claimed_at timestamp with time zone, all_devices boolean, devices json)
@@ -410,6 +411,15 @@ CREATE FUNCTION herald.jwt_user_id() RETURNS uuid
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.keep_open_prompts() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$...$$;
+
 CREATE FUNCTION herald.last_runs() RETURNS TABLE(scenario_id uuid, name text, mode text, created_at timestamp with time zone, held_at timestamp with time zone, last_scheduled_at timestamp with time zone, error_code text, failed_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -440,6 +450,12 @@ CREATE FUNCTION herald.may_read(p_organisation uuid, p_chapter uuid) RETURNS boo
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN (herald.is_staff() OR (p_chapter IN (SELECT herald.my_chapters() AS my_chapters)) OR ((p_chapter IS NULL) AND (p_organisation IN (SELECT herald.my_organisations() AS my_organisations))));
+
+CREATE FUNCTION herald.mend_open_prompts() RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $$...$$;
 
 CREATE FUNCTION herald.moment_text(p_at timestamp with time zone, p_time_zone text) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -896,6 +912,19 @@ CREATE TABLE herald.migration (
 
 ALTER TABLE ONLY herald.migration FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE herald.open_prompt (
+    user_id uuid NOT NULL,
+    scenario_type text NOT NULL,
+    prompt_id uuid NOT NULL,
+    scenario_id uuid NOT NULL,
+    priority integer NOT NULL,
+    not_before timestamp with time zone NOT NULL,
+    deadline timestamp with time zone
+)
+WITH (autovacuum_vacuum_scale_factor='0.05', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_insert_threshold='-1', autovacuum_vacuum_cost_delay='0');
+
+ALTER TABLE ONLY herald.open_prompt FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE herald.opt_out (
     user_id uuid NOT NULL,
     scenario_type text,
@@ -912,7 +941,7 @@ CREATE TABLE herald.prompt (
     activity_ref text NOT NULL,
     due_at timestamp with time zone DEFAULT now() NOT NULL,
     evaluation_date date DEFAULT ((now() AT TIME ZONE 'UTC'::text))::date NOT NULL,
-    idempotency_key text NOT NULL,
+    idempotency_key text NOT NULL COLLATE pg_catalog."C",
     cooldown_window_start timestamp with time zone,
     status text DEFAULT 'ready'::text NOT NULL,
     not_before timestamp with time zone DEFAULT now() NOT NULL,
@@ -929,6 +958,16 @@ CREATE TABLE herald.prompt (
     collapse_key text DEFAULT replace((gen_random_uuid())::text, '-'::text, ''::text) NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     settled_at timestamp with time zone,
+    failed_at timestamp with time zone GENERATED ALWAYS AS (
+CASE
+    WHEN (status = 'failed'::text) THEN COALESCE(settled_at, 'infinity'::timestamp with time zone)
+    ELSE NULL::timestamp with time zone
+END) STORED,
+    unknown_at timestamp with time zone GENERATED ALWAYS AS (
+CASE
+    WHEN (status = 'unknown'::text) THEN COALESCE(claimed_at, '-infinity'::timestamp with time zone)
+    ELSE NULL::timestamp with time zone
+END) STORED,
     CONSTRAINT prompt_activity_ref CHECK (((length(activity_ref) >= 1) AND (length(activity_ref) <= 400))),
     CONSTRAINT prompt_collapse_key CHECK (((octet_length(collapse_key) >= 1) AND (octet_length(collapse_key) <= 64))),
     CONSTRAINT prompt_idempotency_key_form CHECK (((octet_length(idempotency_key) = 64) AND (idempotency_key !~ '[^0-9a-f]'::text))),
@@ -937,7 +976,7 @@ CREATE TABLE herald.prompt (
     CONSTRAINT prompt_skipped CHECK (((status <> 'skipped'::text) OR (gate IS NOT NULL))),
     CONSTRAINT prompt_status CHECK ((status = ANY (ARRAY['ready'::text, 'sending'::text, 'sent'::text, 'failed'::text, 'unknown'::text, 'skipped'::text, 'expired'::text])))
 )
-WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='2000', autovacuum_vacuum_cost_delay='1');
+WITH (fillfactor='45', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='2000', autovacuum_vacuum_cost_delay='1');
 
 ALTER TABLE ONLY herald.prompt FORCE ROW LEVEL SECURITY;
 
@@ -962,7 +1001,7 @@ CREATE TABLE herald.scenario_notification (
     scenario_type text NOT NULL,
     scenario_id uuid,
     dispatched_at timestamp with time zone NOT NULL,
-    idempotency_key text NOT NULL,
+    idempotency_key text NOT NULL COLLATE pg_catalog."C",
     cooldown_window_start timestamp with time zone NOT NULL,
     prompt_id uuid,
     activity_ref text,
@@ -1151,6 +1190,9 @@ ALTER TABLE ONLY herald.prompt
 ALTER TABLE ONLY herald.prompt
     ADD CONSTRAINT prompt_once UNIQUE (user_id, scenario_id, activity_ref);
 
+ALTER TABLE ONLY herald.open_prompt
+    ADD CONSTRAINT prompt_open PRIMARY KEY (user_id, scenario_type);
+
 ALTER TABLE ONLY herald.prompt
     ADD CONSTRAINT prompt_pkey PRIMARY KEY (prompt_id);
 
@@ -1190,17 +1232,15 @@ CREATE INDEX opt_out_scenario_type ON herald.opt_out USING btree (scenario_type)
 
 CREATE INDEX prompt_created ON herald.prompt USING brin (created_at);
 
-CREATE INDEX prompt_failed ON herald.prompt USING btree (settled_at) WHERE (status = 'failed'::text);
+CREATE INDEX prompt_failed ON herald.prompt USING btree (failed_at) WHERE (failed_at IS NOT NULL);
 
-CREATE UNIQUE INDEX prompt_open ON herald.prompt USING btree (user_id, scenario_type) WHERE (status = ANY (ARRAY['ready'::text, 'sending'::text]));
-
-CREATE INDEX prompt_ready ON herald.prompt USING btree (priority, not_before) WHERE (status = 'ready'::text);
+CREATE INDEX prompt_ready ON herald.open_prompt USING btree (priority, not_before) WHERE (deadline IS NULL);
 
 CREATE INDEX prompt_scenario ON herald.prompt USING btree (scenario_id);
 
-CREATE INDEX prompt_sending ON herald.prompt USING btree (deadline) WHERE (status = 'sending'::text);
+CREATE INDEX prompt_sending ON herald.open_prompt USING btree (deadline) WHERE (deadline IS NOT NULL);
 
-CREATE INDEX prompt_unknown ON herald.prompt USING btree (user_id, scenario_type) WHERE (status = 'unknown'::text);
+CREATE INDEX prompt_unknown ON herald.prompt USING btree (user_id, scenario_type, unknown_at) WHERE (unknown_at IS NOT NULL);
 
 CREATE INDEX scenario_chapter ON herald.scenario USING btree (chapter_id);
 
@@ -1217,6 +1257,16 @@ CREATE INDEX scenario_scope ON herald.scenario USING btree (organisation_id, cha
 CREATE TRIGGER check_scenario BEFORE INSERT OR UPDATE ON herald.scenario FOR EACH ROW EXECUTE FUNCTION herald.check_scenario();
 
 CREATE TRIGGER check_scenario_unused BEFORE DELETE ON herald.scenario FOR EACH ROW EXECUTE FUNCTION herald.check_scenario_unused();
+
+CREATE TRIGGER open_prompt_delete AFTER DELETE ON herald.prompt REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION herald.keep_open_prompts();
+
+CREATE TRIGGER open_prompt_insert AFTER INSERT ON herald.prompt REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION herald.keep_open_prompts();
+
+CREATE TRIGGER open_prompt_rename AFTER UPDATE OF prompt_id, user_id, scenario_type ON herald.prompt FOR EACH ROW WHEN ((((old.prompt_id IS DISTINCT FROM new.prompt_id) OR (old.user_id IS DISTINCT FROM new.user_id)) OR (old.scenario_type IS DISTINCT FROM new.scenario_type))) EXECUTE FUNCTION herald.keep_open_prompts();
+
+CREATE TRIGGER open_prompt_truncate AFTER TRUNCATE ON herald.prompt FOR EACH STATEMENT EXECUTE FUNCTION herald.keep_open_prompts();
+
+CREATE TRIGGER open_prompt_update AFTER UPDATE ON herald.prompt REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION herald.keep_open_prompts();
 
 ALTER TABLE ONLY herald.catch_up
     ADD CONSTRAINT catch_up_scenario_id_fkey FOREIGN KEY (scenario_id) REFERENCES herald.scenario(scenario_id) ON DELETE CASCADE;
@@ -1259,6 +1309,8 @@ ALTER TABLE herald.message_text ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE herald.migration ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE herald.open_prompt ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE herald.opt_out ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY owner_all ON herald.catch_up TO herald_owner USING (true) WITH CHECK (true);
@@ -1270,6 +1322,8 @@ CREATE POLICY owner_all ON herald.evaluation_run TO herald_owner USING (true) WI
 CREATE POLICY owner_all ON herald.message_text TO herald_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON herald.migration TO herald_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner_all ON herald.open_prompt TO herald_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner_all ON herald.opt_out TO herald_owner USING (true) WITH CHECK (true);
 
@@ -1548,6 +1602,8 @@ REVOKE ALL ON FUNCTION herald.jwt_user_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.jwt_user_id() TO authenticated;
 GRANT ALL ON FUNCTION herald.jwt_user_id() TO service_role;
 
+REVOKE ALL ON FUNCTION herald.keep_open_prompts() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.last_runs() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.last_runs() TO herald_daemon;
 GRANT ALL ON FUNCTION herald.last_runs() TO herald_reader;
@@ -1565,6 +1621,8 @@ GRANT ALL ON FUNCTION herald.my_organisations() TO authenticated;
 GRANT ALL ON FUNCTION herald.my_organisations() TO service_role;
 
 REVOKE ALL ON FUNCTION herald.may_read(p_organisation uuid, p_chapter uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.mend_open_prompts() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.moment_text(p_at timestamp with time zone, p_time_zone text) FROM PUBLIC;
 

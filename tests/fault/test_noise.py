@@ -183,7 +183,7 @@ def test_fifty_evaluations_at_once_decide_once(make_world: Worlds, promise: Prom
         if spoiled:
             for name in ("prompt_idempotency_key", "prompt_once"):
                 world.db.execute(f"alter table herald.prompt drop constraint {name}".encode())
-            world.db.execute("drop index herald.prompt_open")
+            world.db.execute("alter table herald.open_prompt drop constraint prompt_open")
             # and each run looks at all of the time, whoever else does
             naive_sql.spoil(world.db, "each run looks at everything")
         starting = threading.Barrier(count)
