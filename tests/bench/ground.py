@@ -74,7 +74,7 @@ vacuum analyze;
 """
 
 PROMPTS: Final = """
-truncate herald.prompt, herald.open_prompt, herald.scenario_notification, herald.scenario_prompt_history;
+truncate herald.prompt, herald.scenario_notification, herald.scenario_prompt_history;
 insert into herald.prompt (scenario_id, scenario_type, user_id, activity_ref, idempotency_key)
 select s.scenario_id, s.scenario_type, m.user_id, '1',
   herald.idempotency_key(m.user_id, s.scenario_type, (now() at time zone 'UTC')::date)
