@@ -117,7 +117,7 @@ class Worker:
         self._fruitless = 0  # claims in a row that found nothing
         self._barren = 0  # evaluations in a row, without sleep, after which nothing was to be sent
         self._moves_by = float("inf")
-        self._allowing = anyio.Lock()
+        self._allowing = anyio.Lock(fast_acquire=True)
         self._help_ended: anyio.Event | None = None  # while somebody helps to claim
         self._help_failed: Exception | None = None
         self.refusal: SchemaBroke | None = None  # set when it stopped because it cannot work with the schema any more
