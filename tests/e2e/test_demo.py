@@ -101,6 +101,29 @@ def test_a_story_that_does_not_come_true_ends_in_exit_code_1(scratch: Path) -> N
     assert_nothing_is_left(scratch)
 
 
+def test_a_daemon_that_comes_late_tells_the_same_story(scratch: Path) -> None:
+    """It looks at the people of the first step only when time has passed for them, and well before the clock strikes."""
+    program = (
+        "import sys, threading\n"
+        "import psycopg\n"
+        "from pgherald import demo\n"
+        "tell, demo._A_MOMENT = demo._tell, 1.5\n"
+        "def late(step, stage, witness, screen):\n"
+        "    if step.by_clock:\n"
+        "        held = psycopg.connect(stage.dsn)\n"
+        "        held.execute('lock table herald.setting in access exclusive mode')\n"
+        "        threading.Timer(0.6, held.close).start()\n"
+        "    return tell(step, stage, witness, screen)\n"
+        "demo._tell = late\n"
+        "sys.exit(demo.run(once=True))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(scratch), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert_nothing_is_left(scratch)
+
+
 def test_on_a_terminal_it_stays_until_ctrl_c_and_what_it_prints_can_be_pasted(scratch: Path) -> None:
     terminal = Terminal(scratch)
     terminal.read_until("Ctrl-C stops it")
@@ -123,7 +146,7 @@ def test_on_a_terminal_it_stays_until_ctrl_c_and_what_it_prints_can_be_pasted(sc
         subprocess.run([sys.executable, "-c", fetch, address], check=True)
     terminal.read_until("accepted, android: a mentor quiet for 30 days", 2)
     terminal.type("\x03")
-    assert terminal.end() == 0
+    assert terminal.end() == 0, terminal.plain
     assert terminal.plain.count("accepted, android: a mentor quiet for 30 days") == 2
     assert_nothing_is_left(scratch)
 
@@ -132,7 +155,7 @@ def test_without_colour_where_none_is_wanted_and_within_eighty_columns(scratch: 
     terminal = Terminal(scratch, columns=80, NO_COLOR="1")
     terminal.read_until("It goes on running")
     terminal.type("\x03")
-    assert terminal.end() == 0
+    assert terminal.end() == 0, terminal.plain
     assert "\x1b" not in terminal.seen
     told = terminal.seen.partition("It goes on running")[0]
     assert [line for line in told.splitlines() if len(line) > 80] == []
