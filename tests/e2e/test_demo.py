@@ -102,7 +102,7 @@ def test_a_story_that_does_not_come_true_ends_in_exit_code_1(scratch: Path) -> N
 
 
 def test_a_daemon_that_comes_late_tells_the_same_story(scratch: Path) -> None:
-    """It looks at the people of the first step only when time has passed for them, and well before the clock strikes."""
+    """It looks at the people of the first step when time has passed for them, and well before the clock strikes."""
     program = (
         "import sys, threading\n"
         "import psycopg\n"

@@ -1,11 +1,12 @@
 """pgherald beside other queues on Postgres, in one go: a backlog of pushes drained, and single ones when all is idle.
 
 `make bench-peers`, or `make bench-peers ARGS="--jobs 2000 --rounds 1"`. Everyone has the same server with its defaults
-(synchronous_commit on), one process, and the same POST to the same nginx over TLS; rounds are interleaved. A peer's
-time is from its first push to the moment at which its table says that all are done; pgherald's from its first claim to
-its last record. A peer keeps the state of its job; pgherald checks the gates again, spools each acceptance with fsync,
-writes the record and the history. firebase-admin has no queue at all, and h2load does nothing but the POST. What cannot
-be installed is named, and the rest goes on.
+(synchronous_commit on), one process, and the same POST to the same nginx over TLS; pgherald with two daemons too, for a
+process of Python uses one core, and of Node more than one. Rounds are interleaved. A peer's time is from its first push
+to the moment at which its table says that all are done; pgherald's from its first claim to its last record. A peer
+keeps the state of its job; pgherald checks the gates again, spools each acceptance with fsync, writes the record and
+the history. firebase-admin has no queue at all, and h2load does nothing but the POST. What cannot be installed is
+named, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
     from pgherald.embedded import Cluster
     from tests.bench.peers.run import Drained
 
-IN_FLIGHT: Final = (100, 500)
-HERALD: Final = "pgherald, {} in flight"
+HERALD: Final = {
+    "pgherald, 100 in flight": drain.Case(100, 1, slow=False),
+    "pgherald, 500 in flight": drain.Case(500, 1, slow=False),
+    "pgherald, two daemons, 500 in flight each": drain.Case(500, 2, slow=False),
+}
 LIMIT: Final = "h2load, the POST alone"
 
 
-def of_pgherald(cluster: Cluster, db: psycopg.Connection, sink: ground.Sink, in_flight: int, jobs: int) -> Drained:
-    found = drain.drain(cluster, db, sink, drain.Case(in_flight, 1, slow=False), jobs)
+def of_pgherald(cluster: Cluster, db: psycopg.Connection, sink: ground.Sink, case: drain.Case, jobs: int) -> Drained:
+    found = drain.drain(cluster, db, sink, case, jobs)
     return run.Drained(found.rate, found.daemon_cpu, found.postgres_cpu, found.sink_cpu, found.peak_mb)
 
 
@@ -82,8 +86,8 @@ def main() -> None:
         ground.load_people(db, max(jobs, inserts + trickle.WARM_UP))
         for number in range(arguments.rounds):
             print(f"round {number + 1} of {arguments.rounds}", flush=True)
-            for n in IN_FLIGHT:
-                bench.drain(HERALD.format(n), partial(of_pgherald, cluster, db, sink, n, jobs))
+            for name, case in HERALD.items():
+                bench.drain(name, partial(of_pgherald, cluster, db, sink, case, jobs))
             for peer in contenders.PEERS:
                 bench.drain(peer.name, partial(run.drain, cluster, peer, sink, int(jobs * peer.share)))
             bench.drain(LIMIT, partial(limit.drain, sink, jobs * 5))
@@ -110,7 +114,7 @@ def show(bench: Bench, jobs: int) -> None:
     def median(name: str, field: str) -> float:
         return ground.median([getattr(found, field) for found in bench.rounds[name]])
 
-    best = max(median(HERALD.format(n), "rate") for n in IN_FLIGHT)
+    best = max(median(name, "rate") for name in HERALD)
     rows: list[Sequence[str]] = [
         [
             name,
