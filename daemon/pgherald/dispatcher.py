@@ -181,12 +181,12 @@ class PushNotificationDispatcher:
             return DispatchSummary(0, 0, 0)
         self._expected = max(0, self._expected - len(prompts))
         self._under_way += len(prompts)
-        summary = _Summary(len(prompts))
+        summary = _Summary()
         # Plain tasks, one a prompt: those of anyio cost more than all else that is done for a push. They end in here.
         start = asyncio.get_running_loop().create_task
         tasks = [start(self._dispatch_and_record(prompt, summary)) for prompt in prompts]
         try:
-            await summary.complete.wait()
+            await asyncio.wait(tasks)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await asyncio.sleep(
@@ -197,7 +197,7 @@ class PushNotificationDispatcher:
             raise
         finally:
             with anyio.CancelScope(shield=True):
-                await summary.complete.wait()
+                await asyncio.wait(tasks)
                 for records in summary.records:
                     await records.finished.wait()
         return summary.counts()
@@ -358,15 +358,13 @@ def database_time(prompt: Prompt) -> datetime:
 
 
 class _Summary:
-    """What came of a batch so far; `complete` once all of its prompts have ended. `records` hold their outcomes."""
+    """What came of a batch so far; `records` hold the outcomes."""
 
-    __slots__ = ("_left", "complete", "dispatched", "failed", "records", "skipped")
+    __slots__ = ("dispatched", "failed", "records", "skipped")
 
-    def __init__(self, prompts: int) -> None:
+    def __init__(self) -> None:
         self.dispatched = self.failed = self.skipped = 0
-        self.complete = asyncio.Event()
         self.records: set[Records] = set()
-        self._left = prompts
 
     def add(self, result: DispatchResult, records: Records) -> None:
         """One more has ended."""
@@ -380,9 +378,6 @@ class _Summary:
             case _:
                 assert_never(result)
         self.records.add(records)
-        self._left -= 1
-        if self._left == 0:
-            self.complete.set()
 
     def counts(self) -> DispatchSummary:
         return DispatchSummary(self.dispatched, self.failed, self.skipped)
