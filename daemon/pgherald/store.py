@@ -182,8 +182,9 @@ _RUN_COLUMNS: Final = "scenario_id, candidates, prompts, suppressed, extract(epo
 class Store:
     """The functions of schema `herald`, over a small pool. Use as an async context manager."""
 
-    def __init__(self, conninfo: str, *, program: int = 2**31 - 1, size: int = 4) -> None:
+    def __init__(self, conninfo: str, *, program: int = 2**31 - 1, size: int = 5) -> None:
         """`program`: the schema version that the caller was made for; a newer one that breaks it lets it claim nothing.
+        `size`: two claims, a settlement and the scheduled run may take long at once, and the state is asked beside them.
 
         A pooler such as pgbouncer may stand in between: then nothing is prepared in the session.
         """
