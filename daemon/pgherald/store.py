@@ -184,7 +184,7 @@ class Store:
 
     def __init__(self, conninfo: str, *, program: int = 2**31 - 1, size: int = 5) -> None:
         """`program`: the schema version that the caller was made for; a newer one that breaks it lets it claim nothing.
-        `size`: two claims, a settlement and the scheduled run may take long at once, and the state is asked beside them.
+        `size`: two claims, a settlement and the scheduled run may take long at once; the state is asked beside them.
 
         A pooler such as pgbouncer may stand in between: then nothing is prepared in the session.
         """
