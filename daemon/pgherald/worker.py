@@ -116,7 +116,7 @@ class Worker:
         self._evaluates_at = 0.0  # not sooner, by time.monotonic()
         self._fruitless = 0  # claims in a row that found nothing
         self._barren = 0  # evaluations in a row, without sleep, after which nothing was to be sent
-        self._moves_by = float("inf")
+        self._move_by: list[float] = []  # when each wait under way should have ended, by time.monotonic()
         self._allowing = anyio.Lock(fast_acquire=True)
         self._help_ended: anyio.Event | None = None  # while somebody helps to claim
         self._help_failed: Exception | None = None
@@ -136,15 +136,16 @@ class Worker:
     def hangs(self, now: float) -> bool:
         """Whether at this moment of time.monotonic() it should have moved on long ago. For an answer of the database it
         may wait as long as it takes: that is never its own fault."""
-        return now > self._moves_by
+        return any(now > moment for moment in self._move_by)
 
     @contextmanager
     def _moving_within(self, seconds: float) -> Iterator[None]:
-        self._moves_by = time.monotonic() + seconds + HANG_SECONDS
+        moment = time.monotonic() + seconds + HANG_SECONDS
+        self._move_by.append(moment)
         try:
             yield
         finally:
-            self._moves_by = float("inf")
+            self._move_by.remove(moment)
 
     async def run(self) -> None:
         """Work until `stop`; returns when all that was claimed is settled or owed."""
@@ -188,9 +189,7 @@ class Worker:
 
     async def _turn(self, batches: anyio.abc.TaskGroup) -> bool:
         """Evaluate and claim once; True if as much was claimed as could be, so that there is surely more."""
-        # A slot is taken until its send is answered or given up, which the lease bounds.
-        with self._moving_within(self._config.lease.total_seconds() + self._config.send_deadline):
-            allowed = await self._allowance()
+        allowed = await self._allowance()
         return await self._hand_out(self._ask(allowed), allowed, batches)
 
     async def _call_help(self, batches: anyio.abc.TaskGroup, *, wanted: bool) -> None:
@@ -249,7 +248,9 @@ class Worker:
         if not self._may_claim():
             return 0
         async with self._allowing:
-            wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
+            # A slot is taken until its send is answered or given up, which the lease bounds.
+            with self._moving_within(self._config.lease.total_seconds() + self._config.send_deadline):
+                wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
             if self._stopping or not self._may_claim():  # a spool may have failed for what was sent meanwhile
                 return 0
             allowed = self._pacing.allowance(time.monotonic(), wanted)

@@ -258,3 +258,35 @@ async def test_what_was_claimed_while_the_spool_failed_is_given_back_unsent() ->
             await database.answer()
         running.stop()
     assert (database.sent, database.given_back, database.taken) == (3, 6, 0)
+
+
+async def test_a_second_claim_that_gets_no_slot_back_is_taken_to_hang() -> None:
+    class Stuck(Backlog):
+        stuck = False
+        short = False
+
+        async def claim(self, *arguments: object, touched: int) -> Claimed:
+            claimed = await super().claim(*arguments, touched=touched)
+            return Claimed((), ()) if self.short and touched > 0 else claimed  # only the loop evaluates
+
+        async def wait_free(self) -> int:
+            if self.stuck:
+                await anyio.sleep_forever()
+            return await super().wait_free()
+
+    database = Stuck()
+    running = worker(database, Doorbell())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.run)
+        await anyio.sleep(0.02)
+        assert await database.answer() == 2
+        await anyio.sleep(0.2)  # the loop may evaluate again
+        assert await database.answer() == 2
+        assert await database.answer() == 2
+        database.stuck = database.short = True
+        while database.unanswered:
+            await database.answer()
+        now = time.monotonic()
+        told = running.hangs(now), running.hangs(now + 600)
+        tasks.cancel_scope.cancel()
+    assert told == (False, True)
