@@ -388,3 +388,21 @@ async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes
         await bench.store.claim("a test", 100, bench.config.lease, touched=100)
     assert db.execute("select user_id from herald.touched_user").fetchall() == touched
     assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
+
+
+async def test_slots_that_a_claim_did_not_need_are_free_again_for_whoever_waits(bench: Bench) -> None:
+    dispatcher = bench.dispatcher
+    assert await dispatcher.wait_free() == 10
+    dispatcher.expect(10)
+    found: list[int] = []
+
+    async def wait() -> None:
+        found.append(await dispatcher.wait_free())
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.sleep(0.1)  # longer than it waits for a quarter of all
+            assert found == []
+            dispatcher.expect(-4)
+    assert found == [4]

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgherald.fcm import ANSWER_MAX, NotSent, Response
-from pgherald.http1 import ADDRESS_PATIENCE, HEAD_MAX, AnswerReader, Http1Transport, NotAnAnswer
+from pgherald.http1 import ADDRESS_PATIENCE, HEAD_MAX, AnswerReader, Http1Transport, NotAnAnswer, whole_answer
 from pgherald.model import Code
 from tests.support.posting import SECRET, post
 from tests.support.raw_server import OK, OK_BODY, Peer, raw_server
@@ -189,6 +189,32 @@ def test_whatever_answer_is_taken_h11_reads_the_same(sent: bytes, ends: bool) ->
     answer = read([sent], ends=ends)
     if isinstance(answer, Response):
         assert read_by_h11(sent, ends=ends) == answer
+
+
+def test_a_plain_answer_is_read_in_one_piece() -> None:
+    assert whole(OK) == (read([OK]), True)
+
+
+def whole(sent: bytes) -> tuple[Response, bool] | Code | None:
+    """What is made of bytes that came in one piece; BAD_ANSWER if they are refused."""
+    try:
+        return whole_answer(sent)
+    except NotAnAnswer:
+        return Code.BAD_ANSWER
+
+
+@given(streams | st.sampled_from(BAD))
+@example(OK)
+@example(OK + b"x")
+@example(b"HTTP/1.1 100 Continue\r\nContent-Length: 0\r\n\r\n")
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+def test_an_answer_in_one_piece_is_what_the_reader_makes_of_it(sent: bytes) -> None:
+    found = whole(sent)
+    if isinstance(found, tuple):
+        reader = AnswerReader()
+        assert found == (reader.feed(sent), reader.reusable)
+    elif found is not None:
+        assert read([sent]) is found
 
 
 @given(st.binary(max_size=300), st.booleans())
