@@ -80,6 +80,13 @@ def test_every_person_ends_as_told_and_the_sums_agree(scratch: Path) -> None:
     assert took < 30, "it should take ten seconds, if the machine has nothing else to do"
 
 
+def tell_by(program: str, scratch: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that tells the story in its own way."""
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment(scratch), capture_output=True, text=True, check=False
+    )
+
+
 def test_a_story_that_does_not_come_true_ends_in_exit_code_1(scratch: Path) -> None:
     program = (
         "import dataclasses, sys\n"
@@ -90,9 +97,7 @@ def test_a_story_that_does_not_come_true_ends_in_exit_code_1(scratch: Path) -> N
         "story.STEPS = (dataclasses.replace(first, ends=wrong), *rest)\n"
         "sys.exit(demo.run(once=True))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(scratch), capture_output=True, text=True, check=False
-    )
+    done = tell_by(program, scratch)
     assert (done.returncode, done.stderr) == (1, "")
     checked = " ".join(done.stdout.partition("Checked")[2].split())
     assert "NOT SO each of the 13 endings is as the story tells it" in checked
@@ -117,9 +122,7 @@ def test_a_daemon_that_comes_late_tells_the_same_story(scratch: Path) -> None:
         "demo._tell = late\n"
         "sys.exit(demo.run(once=True))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(scratch), capture_output=True, text=True, check=False
-    )
+    done = tell_by(program, scratch)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert_nothing_is_left(scratch)
 
