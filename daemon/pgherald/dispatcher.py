@@ -55,7 +55,7 @@ GATHER_SECONDS: Final = 0.02
 
 NO_DEVICE_TOKEN: Final = "no_device_token"
 
-_OK: Final = Code.OK
+_OK: Final = Code.OK  # Python 3.11 calls a function to look it up
 
 
 class Sender(Protocol):

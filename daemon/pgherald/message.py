@@ -35,7 +35,7 @@ TTL_MAX: Final = 2_419_200
 CHANNEL_ID: Final = "herald"
 """The Android notification channel that an app makes for these pushes."""
 
-# Python 3.11 looks a member of an enumeration up by a function of its own.
+# Python 3.11 calls a function to look a member of an enumeration up.
 _IOS: Final = Platform.IOS
 _ANDROID: Final = Platform.ANDROID
 _FID: Final = TokenKind.FID
@@ -60,10 +60,10 @@ def build_message(prompt: Prompt, device: Device, *, ttl_seconds: int, expires_a
 
     Raises MessageError (or a kind of it) for what FCM could never take; then nothing may be sent.
     """
-    token, mark = device.token.reveal(), prompt.collapse_key
+    token, collapse_key = device.token.reveal(), prompt.collapse_key
     if not (token and token.isascii() and token.isprintable()):
         raise UnsendableToken("the device's token is empty or has characters that no token has")
-    if len(mark) > COLLAPSE_KEY_MAX or (not mark.isascii() and len(mark.encode("utf-8", "replace")) > COLLAPSE_KEY_MAX):
+    if len(collapse_key if collapse_key.isascii() else collapse_key.encode("utf-8", "replace")) > COLLAPSE_KEY_MAX:
         raise MessageError(f"the collapse key is above {COLLAPSE_KEY_MAX} bytes")
     is_ios, is_android = device.platform is _IOS, device.platform is _ANDROID
     try:
@@ -78,11 +78,11 @@ def build_message(prompt: Prompt, device: Device, *, ttl_seconds: int, expires_a
             prompt.body_key,
         )
         message = form % {
-            "address": token if '"' not in token and "\\" not in token else _inside(token),
+            "address": _inside(token),
             "notification": prompt.notification_id,
             "ttl": min(max(ttl_seconds, 0), TTL_MAX),
             "expiration": int(expires_at.timestamp()),
-            "mark": _inside(mark) if (is_ios or is_android) and not (mark.isascii() and mark.isalnum()) else mark,
+            "collapse_key": _inside(collapse_key) if is_ios or is_android else "",
         }
         body = message.encode()
     except (TypeError, UnicodeEncodeError):
@@ -94,6 +94,8 @@ def build_message(prompt: Prompt, device: Device, *, ttl_seconds: int, expires_a
 
 def _inside(text: str) -> str:
     """A text as it stands between the quotes of a JSON string. Raises TypeError for what is not valid Unicode."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
     return orjson.dumps(text)[1:-1].decode()
 
 
@@ -131,7 +133,7 @@ def _android(is_alert: bool, is_urgent: bool, title_key: str, body_key: str) -> 
         "notification": {
             "title_loc_key": title_key,
             "body_loc_key": body_key,
-            "tag": f"{_BLANK}(mark)s",
+            "tag": f"{_BLANK}(collapse_key)s",
             "channel_id": CHANNEL_ID,
             "visibility": "PRIVATE",
         },
@@ -144,7 +146,7 @@ def _apns(is_alert: bool, title_key: str, body_key: str) -> dict[str, Any]:
         "headers": {
             "apns-priority": "10" if is_alert else "5",
             "apns-push-type": "alert" if is_alert else "background",
-            "apns-collapse-id": f"{_BLANK}(mark)s",
+            "apns-collapse-id": f"{_BLANK}(collapse_key)s",
             "apns-expiration": f"{_BLANK}(expiration)s",
         },
         "payload": {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from pgherald.backoff import RETRY_BASE
 from pgherald.model import Code, Platform
-from pgherald.outcome import QUOTA_PAUSE, Accepted, Effect, Rejected, TokenInvalid
+from pgherald.outcome import QUOTA_PAUSE, Accepted, Effect, Rejected, TokenInvalid, Unsure
 
 if TYPE_CHECKING:
     from pgherald.outcome import Answer
@@ -207,11 +207,9 @@ class Pacing:
         match answer:
             case Accepted():
                 self._permission.succeed(now_mono)
-                self._road.succeed(now_mono)
                 self._mismatches_in_a_row = 0
                 if platform is _IOS:
                     self._apns.succeed(now_mono)
-                return
             case TokenInvalid(Code.SENDER_ID_MISMATCH):
                 self._mismatches_in_a_row += 1
                 self._mismatches.append(now_mono)
@@ -223,7 +221,7 @@ class Pacing:
                 pass
         if isinstance(answer, Rejected) and answer.code in (Code.NOT_CONNECTED, Code.NO_OAUTH_TOKEN):
             self._road.strike(now_mono)
-        elif isinstance(answer, TokenInvalid | Rejected):
+        elif not isinstance(answer, Unsure):
             self._road.succeed(now_mono)
 
     def _on_rejected(self, answer: Rejected, platform: Platform, now: float) -> None:
