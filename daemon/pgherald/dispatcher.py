@@ -19,6 +19,7 @@ import anyio
 
 from pgherald.backoff import retry_delay
 from pgherald.fcm import CancelledUnsent
+from pgherald.frames import Entry
 from pgherald.log import log, token_tag
 from pgherald.message import MessageError, UnsendableToken, build_message
 from pgherald.model import (
@@ -33,7 +34,6 @@ from pgherald.model import (
 )
 from pgherald.outcome import Accepted, Rejected, TokenInvalid, Unsure
 from pgherald.recorder import Outcome
-from pgherald.spool import Entry
 from pgherald.store import Settlement
 
 if TYPE_CHECKING:

@@ -18,13 +18,14 @@ import anyio
 from pgherald.backoff import reconnect_delay
 from pgherald.log import describe_exception, log
 from pgherald.sessions import PASSING_ERRORS
-from pgherald.spool import Entry, SpoolFailed
+from pgherald.spool import SpoolFailed
 from pgherald.store import PLAIN, Settled, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import NoReturn
 
+    from pgherald.frames import Entry
     from pgherald.log import Field
     from pgherald.metrics import Metrics
     from pgherald.model import DeviceId, PromptId, Revoked

@@ -19,7 +19,21 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import google.auth.transport.requests
 
-from pgherald import dispatcher, fcm, http1, listener, oauth, recorder, service, sessions, spool, store, worker
+from pgherald import (
+    dispatcher,
+    fcm,
+    frames,
+    http1,
+    listener,
+    oauth,
+    recorder,
+    segments,
+    service,
+    sessions,
+    spool,
+    store,
+    worker,
+)
 from pgherald.config import load_settings
 from pgherald.log import describe_exception, log
 from pgherald.message import build_message
@@ -29,10 +43,10 @@ from pgherald.outcome import Rejected, Unsure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from pgherald.frames import Entry
     from pgherald.model import DispatchResult, Prompt, PromptId
     from pgherald.outcome import Answer
     from pgherald.recorder import Outcome
-    from pgherald.spool import Entry
 
 
 def retries_on_doubt() -> None:
@@ -171,7 +185,7 @@ def never_stops_claiming() -> None:
 
 def shares_the_spool() -> None:
     """No lock: two daemons may work on one spool."""
-    spool.fcntl.flock = lambda *_: None  # type: ignore[attr-defined]
+    segments.fcntl.flock = lambda *_: None  # type: ignore[attr-defined]
 
 
 def logs_what_it_sends() -> None:
@@ -343,22 +357,22 @@ def trusts_lengths() -> None:
 
     def read(data: bytes) -> Any:
         entries, at = [], 0
-        while (start := at + spool._HEAD_BYTES) <= len(data):  # noqa: SLF001
+        while (start := at + frames._HEAD_BYTES) <= len(data):  # noqa: SLF001
             end = start + int.from_bytes(data[at + 4 : at + 8], "little")
-            entry = spool._entry(data[start:end])  # noqa: SLF001
+            entry = frames._entry(data[start:end])  # noqa: SLF001
             if entry is None:
                 break
             entries.append(entry)
             at = end
-        return spool._Content(entries, max(0, len(data) - at), [])  # noqa: SLF001
+        return frames.Content(entries, max(0, len(data) - at), [])
 
-    spool._read = read  # noqa: SLF001
+    frames.read = read
 
 
 def goes_on_after_the_tail() -> None:
     """As `trusts_lengths`, and what is new is written behind whatever the last run left."""
     trusts_lengths()
-    load = spool._Disk.load  # noqa: SLF001
+    load = segments.Disk.load
 
     def reopen(self: Any) -> Any:
         found = load(self)
@@ -367,7 +381,7 @@ def goes_on_after_the_tail() -> None:
             self._active_fd = os.open(self.active.path, os.O_WRONLY | os.O_APPEND)
         return found
 
-    spool._Disk.load = reopen  # type: ignore[method-assign]  # noqa: SLF001
+    segments.Disk.load = reopen  # type: ignore[method-assign]
 
 
 VARIANTS: Final[dict[str, Callable[[], None]]] = {

@@ -10,10 +10,10 @@ import anyio
 import psycopg
 import pytest
 
+from pgherald.frames import Entry
 from pgherald.metrics import Metrics
 from pgherald.model import DeviceId, NotificationId, PromptId
 from pgherald.recorder import Outcome, Recorder
-from pgherald.spool import Entry
 from pgherald.store import Settled, Settlement
 
 if TYPE_CHECKING:

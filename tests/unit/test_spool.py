@@ -31,10 +31,11 @@ from hypothesis import strategies as st
 
 from pgherald.config import LogLevel
 from pgherald.errors import ConfigError
+from pgherald.frames import Entry
 from pgherald.log import log
 from pgherald.metrics import Metrics
 from pgherald.model import DeviceId, NotificationId, PromptId
-from pgherald.spool import Entry, Report, Spool, SpoolFailed, SpoolFull
+from pgherald.spool import Report, Spool, SpoolFailed, SpoolFull
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -510,7 +511,8 @@ import sys, anyio
 from datetime import datetime, UTC
 from pathlib import Path
 from uuid import UUID
-from pgherald.spool import Entry, Spool
+from pgherald.frames import Entry
+from pgherald.spool import Spool
 
 async def main(state_dir, first):
     spool = Spool.open(state_dir, segment_bytes=3000, reserve_bytes=0)
@@ -719,7 +721,8 @@ import anyio, os, sys
 from datetime import datetime, UTC
 from pathlib import Path
 from uuid import UUID
-from pgherald.spool import Entry, Spool, SpoolFailed, SpoolFull
+from pgherald.frames import Entry
+from pgherald.spool import Spool, SpoolFailed, SpoolFull
 
 def entry(number):
     return Entry(UUID(int=number), 1, UUID(int=1), UUID(int=2), "projects/p/messages/1", datetime.now(UTC))

@@ -1,9 +1,10 @@
 """Examines everything between a changed row and a push, and says of each thing what mends it.
 
-`examine` goes along the way: `database` (the connections, LISTEN, the schema and its checks, schedule, plans,
-transactions, the database's clock), `host` (the state directory, the metrics' certificate), `push` (the credentials,
-the access token, FCM itself and its clock). `servers` is the table of Postgres's own bugs, `shipped` reads the
-functions that the program's files have. Nothing is changed and nobody gets anything. Called by the command `doctor`.
+`examine` goes along the way: `database` (the connections, LISTEN, the schema and its checks, the database's clock) and
+in it `flow` (daemons, queue, schedule, plans, transactions), `host` (the state directory, the metrics' certificate),
+`push` (the credentials, the access token, FCM itself and its clock). `servers` is the table of Postgres's own bugs,
+`shipped` reads the functions that the program's files have, `session` is how a database is asked. Nothing is changed
+and nobody gets anything. Called by the command `doctor`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,27 @@
+"""How the doctor asks a database: that changes nothing, and nobody's own functions answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, LiteralString
+
+from pgherald import schema
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+def connect(conninfo: str) -> psycopg.Connection:
+    """A connection. Raises ConfigError with the reason."""
+    connection = schema.connect(conninfo)
+    connection.autocommit = True
+    connection.prepare_threshold = None
+    return connection
+
+
+def ask(connection: psycopg.Connection, statement: LiteralString, *values: Any) -> list[tuple[Any, ...]]:
+    """Ask in a read-only transaction, under a path on which every unqualified name is Postgres's own."""
+    with connection.transaction():
+        connection.execute("set transaction read only")
+        connection.execute("set local search_path = pg_catalog, pg_temp")
+        connection.execute("set local statement_timeout = '15s'")
+        return connection.execute(statement, values or None).fetchall()
