@@ -189,9 +189,8 @@ class PushNotificationDispatcher:
             await asyncio.wait(tasks)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await asyncio.sleep(
-                    0
-                )  # each has begun then: one that never did could not say what became of its prompt
+                # each begins: one that never did could not say what became of its prompt
+                await asyncio.sleep(0)
             for task in tasks:
                 task.cancel()
             raise

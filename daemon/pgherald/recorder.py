@@ -81,9 +81,8 @@ class Recorder:
         self._queue: list[Outcome] = []
         self._owed: list[Outcome] = []
         self._gathering: Records | None = None
-        self._tasks: set[asyncio.Task[None]] = (
-            set()
-        )  # each writes one batch, and whoever handed in outcomes waits for it
+        # each writes one batch, and whoever handed in outcomes waits for it
+        self._tasks: set[asyncio.Task[None]] = set()
         self._spooling = anyio.Lock()
         self._turn = anyio.Lock()
         self._owing = anyio.Event()

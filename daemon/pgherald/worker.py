@@ -237,9 +237,8 @@ class Worker:
             batches.start_soon(self._dispatcher.give_back, claimed.prompts)
         elif claimed.prompts:
             batches.start_soon(self._dispatch, claimed.prompts)
-            for _ in range(
-                2
-            ):  # its task begins, and the tasks of its prompts: they send before the database is asked again
+            # its task begins, then the tasks of its prompts: they send before the database is asked again
+            for _ in range(2):
                 await anyio.lowlevel.checkpoint()
         return len(claimed.prompts) + len(claimed.decided) == allowed
 

@@ -1,8 +1,8 @@
 """What the app's own writes pay: pgbench inserting single activities, with and without pgherald, in rounds.
 
 `make bench-writes`. Ratios are to the same round without pgherald. "no daemon" rings in every commit, as all would
-while a daemon sleeps; "notify always" is a plain trigger that calls pg_notify. DESIGN: 0.85 or more with the daemon
-running.
+while a daemon sleeps; "notify always" is a plain trigger that calls pg_notify; "a trigger that does nothing", a
+statement's, with its rows, is what no watching could do without. DESIGN: 0.85 or more with the daemon running.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ SCRIPT: Final = f"""\\set n random(1, {PEOPLE})
 insert into app.activity (user_id, activity_type)
 values (('00000000-0000-4000-8000-' || lpad(to_hex(:n::bigint), 12, '0'))::uuid, 'visit');
 """
-NAIVE: Final = (
-    """create or replace function app.notify_always() returns trigger language plpgsql as
-$$ begin perform pg_notify('nobody', ''); return null; end $$""",
-    """create or replace trigger notify_always after insert on app.activity
-for each row execute function app.notify_always()""",
-)
-VARIANTS: Final = ("without pgherald", "watched, daemon running", "watched, no daemon", "notify always")
+#: Triggers instead of the watch: their function's body, and when they fire.
+OTHERS: Final = {
+    "notify always": ("perform pg_notify('nobody', '');", "after insert on app.activity for each row"),
+    "a trigger that does nothing": (
+        "",
+        "after insert on app.activity referencing new table as new_rows for each statement",
+    ),
+}
+VARIANTS: Final = ("without pgherald", "watched, daemon running", "watched, no daemon", *OTHERS)
 
 
 def rate(cluster: Cluster, script: Path, clients: int, seconds: int) -> float:
@@ -77,14 +79,18 @@ def main() -> None:
                         db.execute("select herald.watch('app.activity', 'user_id')")
                     else:
                         db.execute("select herald.unwatch('app.activity')")
-                    if variant == "notify always":
-                        for statement in NAIVE:
-                            db.execute(statement)
+                    if variant in OTHERS:
+                        body, when = OTHERS[variant]
+                        db.execute(
+                            "create or replace function app.other() returns trigger language plpgsql as "
+                            f"$$ begin {body} return null; end $$"
+                        )
+                        db.execute(f"create trigger other {when} execute function app.other()")
                     with ExitStack() as stack:
                         if variant == "watched, daemon running":
                             stack.enter_context(ground.running_daemons(cluster, sink.endpoint(), sink.environment))
                         commits = rate(cluster, script, clients, arguments.seconds)
-                    db.execute("drop trigger if exists notify_always on app.activity")
+                    db.execute("drop trigger if exists other on app.activity")
                     found.setdefault((variant, clients), []).append(commits)
                     base = found[VARIANTS[0], clients][-1]
                     print(f"{clients} clients, {variant}: {commits:,.0f} commits/s, {commits / base:.2f}", flush=True)
