@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgherald import schema
 from pgherald.doctor import database as examination
-from pgherald.doctor import servers, shipped
+from pgherald.doctor import flow, servers, shipped
 from pgherald.emulator.client import emulator_process
 from tests.support.certificates import Authority, Identity
 from tests.support.command import Command
@@ -417,7 +417,7 @@ def test_an_idle_transaction_is_found_by_its_session_and_ended_by_its_remedy(
     idler = psycopg.connect(database.dsn, application_name="forgotten shell")
     try:
         idler.execute("select 1")
-        monkeypatch.setattr(examination, "IDLE_WARNING", -1.0)
+        monkeypatch.setattr(flow, "IDLE_WARNING", -1.0)
         monkeypatch.setattr(examination, "IDLE_PROBLEM", -1.0)
         what, remedy = problems(doctor, "--dba-url", database.dsn)["transactions"]
         assert f"(forgotten shell), pid {idler.info.backend_pid}" in what
