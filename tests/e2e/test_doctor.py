@@ -418,7 +418,7 @@ def test_an_idle_transaction_is_found_by_its_session_and_ended_by_its_remedy(
     try:
         idler.execute("select 1")
         monkeypatch.setattr(flow, "IDLE_WARNING", -1.0)
-        monkeypatch.setattr(examination, "IDLE_PROBLEM", -1.0)
+        monkeypatch.setattr(flow, "IDLE_PROBLEM", -1.0)
         what, remedy = problems(doctor, "--dba-url", database.dsn)["transactions"]
         assert f"(forgotten shell), pid {idler.info.backend_pid}" in what
         assert "idle in transaction" in what
