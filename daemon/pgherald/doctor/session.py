@@ -1,4 +1,6 @@
-"""How the doctor asks a database: that changes nothing, and nobody's own functions answer."""
+"""How the doctor asks a database: read-only, with a time-out, and so that no function but Postgres's own answers to an
+unqualified name. Used by `database` and `flow`.
+"""
 
 from __future__ import annotations
 
