@@ -1,7 +1,7 @@
 """What a transport says about a request is true: not sent, unsure, or answered, and never sent twice.
 
-Each server here logs the bytes that arrive, so "not sent for certain" is checked where it counts: at the peer. Every
-test holds for each transport; what concerns HTTP/2 alone is in test_transport_http2.py.
+Each server here logs the bytes that arrive, so "not sent for certain" is checked where it counts: at the peer. These
+are the promises of `pgherald.fcm.Transport`, so any other road to FCM would have to keep them too.
 """
 
 from __future__ import annotations
