@@ -19,7 +19,6 @@ import anyio.to_thread
 
 from pgherald.errors import ConfigError
 from pgherald.fcm import FcmClient
-from pgherald.http1 import Http1Transport
 from pgherald.message import MessageError, UnsendableToken, build_message
 from pgherald.model import (
     Code,
@@ -34,6 +33,7 @@ from pgherald.model import (
 from pgherald.oauth import NoOAuthToken, OAuth, load_credentials
 from pgherald.outcome import Accepted, Effect, Rejected, TokenInvalid, Unsure
 from pgherald.pacing import Pacing
+from pgherald.transport import HttpTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -102,7 +102,7 @@ async def road(settings: Settings, wrap: Callable[[Transport], Transport] | None
         load_credentials, settings.fcm_credentials, settings.fcm_project
     )
     oauth = OAuth(credentials)
-    async with Http1Transport(settings.max_in_flight) as transport:
+    async with HttpTransport(settings.max_in_flight) as transport:
         way = transport if wrap is None else wrap(transport)
         account = getattr(credentials, "service_account_email", None)
         yield Road(FcmClient(way, oauth, settings.fcm_endpoint, project), oauth, project, account)

@@ -1,8 +1,8 @@
 """The road to FCM: one POST with one deadline, and an honest word on whether it can have arrived.
 
-`Transport` is the protocol of a road (`pgherald.http1` is the one that is used), `FcmClient` what the dispatcher calls:
-it adds the access token and turns whatever happened into an `Answer`. Nothing here tries a push again, but for the one
-repetition after a 401, which FCM did not act on.
+`Transport` is the protocol of a road (`pgherald.transport` is the one that is used), `FcmClient` what the dispatcher
+calls: it adds the access token and turns whatever happened into an `Answer`. Nothing here tries a push again, but for
+the one repetition after a 401, which FCM did not act on.
 
 Times called `deadline` are moments of `time.monotonic()`.
 """
@@ -13,7 +13,7 @@ import asyncio
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 from urllib.parse import quote
 
 import anyio
@@ -37,6 +37,10 @@ KEEPALIVE: Final = 30.0
 one: a request sent on a connection that is already gone can only end as unknown."""
 
 
+Fields: TypeAlias = "tuple[tuple[str, str], ...]"
+"""The header fields of a request: names, lower-case, and values."""
+
+
 class Response(NamedTuple):
     """An answer that arrived whole; header names are lower-case."""
 
@@ -46,7 +50,7 @@ class Response(NamedTuple):
 
 
 class NotSent(Exception):
-    """Certain: no byte of the request left for the peer."""
+    """Certain: no byte of the request left for the peer, or the peer has said that it does nothing about it."""
 
     def __init__(self, code: Code = Code.NOT_CONNECTED) -> None:
         super().__init__(code)
@@ -66,7 +70,7 @@ class CancelledUnsent(asyncio.CancelledError):
 
 
 class Transport(Protocol):
-    """A way to POST. It sends each request at most once, whatever happens, and follows no redirect."""
+    """A way to POST. The peer takes each request at most once, whatever happens; no redirect is followed."""
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Response:
         """POST, and read the whole answer before the deadline, or raise NotSent or Unsure; cancelled, CancelledUnsent

@@ -2,7 +2,7 @@
 
 A `Link` sends what it is given in the call itself, so whoever writes knows from which moment bytes may have left; it is
 read from all the time, so an end that the server brings about is noticed when it happens. It knows nothing of HTTP: see
-`pgherald.http1`. Not asyncio's streams or transports, because those took half of the time of a push, nor its way to
+`pgherald.transport`. Not asyncio's streams or transports, because those took half of the time of a push, nor its way to
 connect, which cancelled at the wrong moment leaves a socket behind.
 """
 
@@ -76,12 +76,23 @@ class Link:
         self._loop.add_reader(self._fd, self._read)
 
     @property
+    def alpn_protocol(self) -> str | None:
+        """The protocol that TLS agreed on (RFC 7301), if any."""
+        return None if self._tls is None else self._tls.selected_alpn_protocol()
+
+    @property
     def is_open(self) -> bool:
         return self._sock is not None
 
     def is_quiet(self) -> bool:
         """Whether it is open and nothing waits to be read, least of all the end."""
         return self._sock is not None and not self._poll.poll(0)
+
+    def look(self) -> bool:
+        """Read what waits now; whether the connection is still open after that."""
+        while self._sock is not None and self._poll.poll(0):
+            self._read()
+        return self.is_open
 
     def write(self, data: bytes) -> bool:
         """Send; False if the kernel refused every byte, so that for certain none has left."""
@@ -147,19 +158,26 @@ class Link:
     def _decrypt(self, tls: ssl.SSLObject, data: bytes) -> None:
         assert self._receiver is not None
         self._incoming.write(data)
+        records: list[bytes] = []
+        end_in_order: bool | None = None
         try:
-            while self._sock is not None and (self._incoming.pending or tls.pending()):
+            while self._incoming.pending or tls.pending():
                 plain = tls.read(READ_MAX)
                 if not plain:
-                    self._end(in_order=True)
-                    return
-                self._receiver.received(plain)
+                    end_in_order = True
+                    break
+                records.append(plain)
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError:
-            self._end(in_order=False)
+            end_in_order = False
+        if records:
+            self._receiver.received(b"".join(records))
+        if self._sock is None:
             return
-        if self._sock is not None and self._outgoing.pending:
+        if end_in_order is not None:
+            self._end(in_order=end_in_order)
+        elif self._outgoing.pending:
             self._send(self._outgoing.read())  # TLS's own, such as new keys
 
     def _end(self, *, in_order: bool) -> None:

@@ -44,7 +44,6 @@ from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
 from pgherald.errors import ConfigError
 from pgherald.exporter import Health
 from pgherald.fcm import FcmClient
-from pgherald.http1 import Http1Transport
 from pgherald.listener import Doorbell, Listener
 from pgherald.log import configure, log
 from pgherald.metrics import Metrics
@@ -57,6 +56,7 @@ from pgherald.spool import Spool
 from pgherald.store import Store
 from pgherald.systemd import Notifier, watchdog_interval
 from pgherald.tls import Guard, server_context
+from pgherald.transport import HttpTransport
 from pgherald.worker import Worker
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
         stack.push_async_callback(spool.close)
         store = await stack.enter_async_context(Store(settings.database_url, program=schema.shipped_version()))
         stack.push_async_callback(locks.aclose)
-        transport = await stack.enter_async_context(Http1Transport(settings.max_in_flight))
+        transport = await stack.enter_async_context(HttpTransport(settings.max_in_flight))
         sender = FcmClient(transport, oauth, settings.fcm_endpoint, project)
         recorder = Recorder(store, spool, metrics)
         dispatcher = PushNotificationDispatcher(sender, recorder, pacing, metrics, config)

@@ -19,7 +19,6 @@ from pgherald.dispatcher import (
 )
 from pgherald.emulator.service import Emulator
 from pgherald.fcm import FcmClient
-from pgherald.http1 import Http1Transport
 from pgherald.log import configure
 from pgherald.metrics import Metrics
 from pgherald.model import DispatchSummary, Failed, NoToken, Sent, TokenRevoked, UserId
@@ -28,6 +27,7 @@ from pgherald.pacing import Pacing
 from pgherald.recorder import Recorder
 from pgherald.spool import Spool
 from pgherald.store import EvaluationHangs, Store
+from pgherald.transport import HttpTransport
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ async def build(
     async with (
         Emulator.start() as emulator,
         Store(database.daemon_dsn) as store,
-        Http1Transport(max_in_flight) as transport,
+        HttpTransport(max_in_flight) as transport,
     ):
         credentials, project = load_credentials(emulator.credentials_path, None)
         spool = Spool.open(directory, metrics)

@@ -23,7 +23,6 @@ from pgherald import (
     dispatcher,
     fcm,
     frames,
-    http1,
     listener,
     oauth,
     recorder,
@@ -32,6 +31,7 @@ from pgherald import (
     sessions,
     spool,
     store,
+    transport,
     worker,
 )
 from pgherald.config import load_settings
@@ -77,14 +77,14 @@ def doubts_everything() -> None:
 
 def knows_no_deadline() -> None:
     """Time-outs are for each read and write, as in most HTTP clients, and none is for the whole."""
-    post = http1.Http1Transport.post
+    post = transport.HttpTransport.post
 
     async def patient(
-        self: http1.Http1Transport, url: str, headers: Mapping[str, str], body: bytes, deadline: float
+        self: transport.HttpTransport, url: str, headers: Mapping[str, str], body: bytes, deadline: float
     ) -> fcm.Response:
         return await post(self, url, headers, body, deadline + 3600)
 
-    http1.Http1Transport.post = patient  # type: ignore[method-assign]
+    transport.HttpTransport.post = patient  # type: ignore[method-assign]
 
 
 def knows_no_lease() -> None:
@@ -292,17 +292,17 @@ def trusts_its_clock() -> None:
 
 def takes_no_connection_for_doubt() -> None:
     """An exception is an exception: whatever went wrong on the way, the push may have arrived."""
-    post = http1.Http1Transport.post
+    post = transport.HttpTransport.post
 
     async def doubt(
-        self: http1.Http1Transport, url: str, headers: Mapping[str, str], body: bytes, deadline: float
+        self: transport.HttpTransport, url: str, headers: Mapping[str, str], body: bytes, deadline: float
     ) -> fcm.Response:
         try:
             return await post(self, url, headers, body, deadline)
         except fcm.NotSent:
             raise fcm.Unsure(Code.CONNECTION_LOST) from None
 
-    http1.Http1Transport.post = doubt  # type: ignore[method-assign]
+    transport.HttpTransport.post = doubt  # type: ignore[method-assign]
 
 
 def never_gives_up() -> None:

@@ -15,10 +15,10 @@ from pgherald import fcm
 from pgherald.emulator.address import Address
 from pgherald.emulator.service import Emulator
 from pgherald.fcm import FcmClient, NotSent, Response
-from pgherald.http1 import Http1Transport
 from pgherald.model import Code
 from pgherald.oauth import NoOAuthToken, OAuth, load_credentials
 from pgherald.outcome import Accepted, Answer, Effect, Rejected, TokenInvalid, Unsure
+from pgherald.transport import HttpTransport
 from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ async def emulator() -> AsyncIterator[Emulator]:
         yield started
 
 
-async def sent_to(emulator: Emulator, endpoint: str, transport: Http1Transport) -> tuple[OAuth, list[Answer]]:
+async def sent_to(emulator: Emulator, endpoint: str, transport: HttpTransport) -> tuple[OAuth, list[Answer]]:
     """Ten messages through a real transport, five at once, with credentials as the emulator gives them."""
     credentials, project = await anyio.to_thread.run_sync(load_credentials, emulator.credentials_path, None)
     oauth = OAuth(credentials)
@@ -200,7 +200,7 @@ async def sent_to(emulator: Emulator, endpoint: str, transport: Http1Transport) 
 
 
 async def test_the_emulator_accepts_what_is_sent(emulator: Emulator) -> None:
-    oauth, answers = await sent_to(emulator, emulator.endpoint, Http1Transport(4))
+    oauth, answers = await sent_to(emulator, emulator.endpoint, HttpTransport(4))
     assert len({answer.name for answer in answers if isinstance(answer, Accepted)}) == 10
     assert oauth.expiry_timestamp > time.time()
 
@@ -208,5 +208,5 @@ async def test_the_emulator_accepts_what_is_sent(emulator: Emulator) -> None:
 async def test_the_emulator_accepts_what_is_sent_over_tls(emulator: Emulator) -> None:
     assert emulator.tls_endpoint is not None
     trusting = ssl.create_default_context(cafile=str(emulator.certificate_path))
-    _, answers = await sent_to(emulator, emulator.tls_endpoint, Http1Transport(4, ssl_context=trusting))
+    _, answers = await sent_to(emulator, emulator.tls_endpoint, HttpTransport(4, ssl_context=trusting))
     assert len({answer.name for answer in answers if isinstance(answer, Accepted)}) == 10

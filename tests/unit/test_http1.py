@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import socket
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h11
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pgherald.fcm import ANSWER_MAX, NotSent, Response
-from pgherald.http1 import ADDRESS_PATIENCE, HEAD_MAX, AnswerReader, Http1Transport, NotAnAnswer, whole_answer
+from pgherald.connection import HEAD_MAX, NotAnAnswer
+from pgherald.fcm import ANSWER_MAX, Response
+from pgherald.http1 import AnswerReader, whole_answer
 from pgherald.model import Code
+from pgherald.transport import HttpTransport
 from tests.support.posting import SECRET, post
 from tests.support.raw_server import OK, OK_BODY, Peer, raw_server
-from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,67 +241,6 @@ def test_a_connection_is_used_again_only_if_the_server_means_to_go_on(sent: byte
     assert reader.reusable is reusable
 
 
-async def answer_all(peer: Peer) -> None:
-    while True:
-        await peer.request()
-        await peer.send(OK)
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("broken", ["refusing", "mute"])
-async def test_an_address_that_does_not_answer_costs_once(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    with socket.socket() as full:
-        fillers = [socket.socket() for _ in range(4)]
-        async with raw_server(answer_all) as server, Http1Transport(1) as road:
-            full.bind(("127.0.0.2", server.port))
-            if broken == "mute":
-                full.listen(0)
-                for filler in fillers:
-                    filler.setblocking(False)
-                    filler.connect_ex(full.getsockname())
-            resolve = socket.getaddrinfo
-
-            def both(host: str, *arguments: Any, **options: Any) -> Any:
-                names = ["127.0.0.2", "127.0.0.1"] if host == "localhost" else [host]
-                return [found for name in names for found in resolve(name, *arguments, **options)]
-
-            monkeypatch.setattr(socket, "getaddrinfo", both)
-            url, took = f"http://localhost:{server.port}/", []
-            for _ in range(3):
-                with Stopwatch() as watch:
-                    answer = await road.post(url, {"connection": "close"}, b"{}", time.monotonic() + 60)
-                assert answer.status == 200
-                took.append(watch.seconds)
-                server.peers[-1].close()
-                await server.peers[-1].closed.wait()
-            assert took[0] < ADDRESS_PATIENCE + 0.4
-            assert max(took[1:]) < 0.2
-        for filler in fillers:
-            filler.close()
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("value", ["a\r\nX-Other: 1", "a\nb", "a\x00b", "ünicode"])
-async def test_a_header_that_would_be_another_is_not_sent(value: str) -> None:
-    async with raw_server(answer_all) as server, Http1Transport(1) as road:
-        with pytest.raises(NotSent):
-            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": value}, b"{}", time.monotonic() + 60)
-        assert server.peers == []
-
-
-@pytest.mark.anyio
-async def test_a_new_access_token_is_sent_from_then_on() -> None:
-    async with raw_server(answer_all) as server, Http1Transport(1) as road:
-        for token in ("one", "two", "two", "one"):
-            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": token}, b"{}", time.monotonic() + 60)
-        assert [line for line in bytes(server.peers[0].arrived).split(b"\r\n") if line.startswith(b"auth")] == [
-            b"authorization: one",
-            b"authorization: two",
-            b"authorization: two",
-            b"authorization: one",
-        ]
-
-
 @pytest.mark.anyio
 async def test_a_server_that_speaks_unasked_loses_the_connection() -> None:
     async def chatty(peer: Peer) -> None:
@@ -311,7 +249,7 @@ async def test_a_server_that_speaks_unasked_loses_the_connection() -> None:
         await peer.send(OK)
         await peer.read()
 
-    async with raw_server(chatty) as server, Http1Transport(1) as road:
+    async with raw_server(chatty) as server, HttpTransport(1) as road:
         for _ in range(3):
             assert (await post(road, server.port)).body == OK_BODY
             await server.peers[-1].closed.wait()

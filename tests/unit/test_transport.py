@@ -18,8 +18,8 @@ import anyio
 import pytest
 
 from pgherald.fcm import ANSWER_MAX, NotSent, Response, Transport, Unsure
-from pgherald.http1 import Http1Transport
 from pgherald.model import Code
+from pgherald.transport import ADDRESS_PATIENCE, HttpTransport
 from tests.support.posting import MARK, SECRET, post
 from tests.support.raw_server import (
     OK,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    MakeRoad: TypeAlias = Callable[..., Http1Transport]
+    MakeRoad: TypeAlias = Callable[..., HttpTransport]
 
 pytestmark = pytest.mark.anyio
 
@@ -58,8 +58,8 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def transport() -> MakeRoad:
     """Makes a transport; of ten connections, if nothing else is said."""
 
-    def make(max_connections: int = 10, **options: Any) -> Http1Transport:
-        return Http1Transport(max_connections, **options)
+    def make(max_connections: int = 10, **options: Any) -> HttpTransport:
+        return HttpTransport(max_connections, **options)
 
     return make
 
@@ -77,9 +77,9 @@ async def test_what_arrives_is_the_request_and_what_comes_back_is_the_answer(tra
         lines = [
             "POST /v1/projects/p/messages:send HTTP/1.1",
             f"host: 127.0.0.1:{server.port}",
-            f"content-length: {len(MARK)}",
             f"authorization: Bearer {SECRET}",
             "content-type: application/json",
+            f"content-length: {len(MARK)}",
             "",
             "",
         ]
@@ -419,6 +419,58 @@ async def test_a_handshake_that_never_ends_is_not_sent_and_ends_at_the_deadline(
             await post(road, server.port, scheme="https", within=0.3)
         assert took.seconds < 1.0
         assert server.seen(MARK) == server.seen(SECRET.encode()) == 0
+
+
+@pytest.mark.parametrize("broken", ["refusing", "mute"])
+async def test_an_address_that_does_not_answer_costs_once(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    with socket.socket() as full:
+        fillers = [socket.socket() for _ in range(4)]
+        async with raw_server(answer_all) as server, HttpTransport(1) as road:
+            full.bind(("127.0.0.2", server.port))
+            if broken == "mute":
+                full.listen(0)
+                for filler in fillers:
+                    filler.setblocking(False)
+                    filler.connect_ex(full.getsockname())
+            resolve = socket.getaddrinfo
+
+            def both(host: str, *arguments: Any, **options: Any) -> Any:
+                names = ["127.0.0.2", "127.0.0.1"] if host == "localhost" else [host]
+                return [found for name in names for found in resolve(name, *arguments, **options)]
+
+            monkeypatch.setattr(socket, "getaddrinfo", both)
+            url, took = f"http://localhost:{server.port}/", []
+            for _ in range(3):
+                with Stopwatch() as watch:
+                    answer = await road.post(url, {"connection": "close"}, b"{}", time.monotonic() + 60)
+                assert answer.status == 200
+                took.append(watch.seconds)
+                server.peers[-1].close()
+                await server.peers[-1].closed.wait()
+            assert took[0] < ADDRESS_PATIENCE + 0.4
+            assert max(took[1:]) < 0.2
+        for filler in fillers:
+            filler.close()
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Other: 1", "a\nb", "a\x00b", "ünicode"])
+async def test_a_header_that_would_be_another_is_not_sent(value: str) -> None:
+    async with raw_server(answer_all) as server, HttpTransport(1) as road:
+        with pytest.raises(NotSent):
+            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": value}, b"{}", time.monotonic() + 60)
+        assert server.peers == []
+
+
+async def test_a_new_access_token_is_sent_from_then_on() -> None:
+    async with raw_server(answer_all) as server, HttpTransport(1) as road:
+        for token in ("one", "two", "two", "one"):
+            await road.post(f"http://127.0.0.1:{server.port}/", {"authorization": token}, b"{}", time.monotonic() + 60)
+        assert [line for line in bytes(server.peers[0].arrived).split(b"\r\n") if line.startswith(b"auth")] == [
+            b"authorization: one",
+            b"authorization: two",
+            b"authorization: two",
+            b"authorization: one",
+        ]
 
 
 @pytest.mark.parametrize("seed", range(3))
