@@ -66,6 +66,9 @@ FRAME_MAX: Final = 16_384
 WINDOW_FIRST: Final = 65_535
 WINDOW_MAX: Final = 2**31 - 1
 STREAM_LAST: Final = 2**31 - 1
+"""The number of the last request that a connection can carry."""
+
+_31_BITS: Final = 0x7FFFFFFF  # of a number of 32; the first is reserved
 
 STREAMS_MAX: Final = 100
 """Requests at once on a connection whose server names no limit, and on none more than this: FCM's is 100."""
@@ -240,8 +243,10 @@ class Http2Connection:
     @property
     def room(self) -> int:
         """See `Connection`."""
-        room = self._streams_max - len(self._streams) - len(self._unwritten)
-        return room if room > 0 and self._next <= STREAM_LAST and not self._retired else 0
+        if self._retired:
+            return 0
+        numbers = (STREAM_LAST - self._next) // 2 + 1
+        return max(0, min(self._streams_max - len(self._streams), numbers) - len(self._unwritten))
 
     def is_old(self) -> bool:
         """See `Connection`."""
@@ -325,7 +330,7 @@ class Http2Connection:
         begun: list[_Stream] = []
         waiting: list[_Stream] = []
         for stream in self._unwritten:
-            if len(stream.body) > min(self._window, self._stream_window) or self._next > STREAM_LAST:
+            if len(stream.body) > min(self._window, self._stream_window):
                 waiting.append(stream)
                 continue
             self._window -= len(stream.body)
@@ -334,6 +339,7 @@ class Http2Connection:
             self._streams[stream.number] = stream
             begun.append(stream)
         self._unwritten = waiting
+        self._retired = self._next > STREAM_LAST
         if begun and not self._link.write(b"".join([stream.request() for stream in begun])):
             for stream in begun:
                 stream.end(None)
@@ -351,7 +357,7 @@ class Http2Connection:
                 if end - begin < length:
                     break
                 start = begin + length
-                self._on(kind, flags, number & STREAM_LAST, data[begin:start])
+                self._on(kind, flags, number & _31_BITS, data[begin:start])
         except NotAnAnswer:
             self._over(Code.BAD_ANSWER)
         self._rest = data[start:]
@@ -459,7 +465,7 @@ class Http2Connection:
     def _on_goaway(self, payload: bytes) -> None:
         if len(payload) < 8:
             raise NotAnAnswer
-        last = _NUMBER.unpack_from(payload)[0] & STREAM_LAST
+        last = _NUMBER.unpack_from(payload)[0] & _31_BITS
         for number in [number for number in self._streams if number > last]:
             self._streams.pop(number).end(None)
         self._retire()
@@ -467,6 +473,6 @@ class Http2Connection:
     def _on_window_update(self, payload: bytes) -> None:
         if len(payload) != _NUMBER.size:
             raise NotAnAnswer
-        self._window += _NUMBER.unpack(payload)[0] & WINDOW_MAX
+        self._window += _NUMBER.unpack(payload)[0] & _31_BITS
         if self._unwritten:
             self._write_soon()

@@ -149,9 +149,10 @@ async def raw_server(script: Script, tls: ssl.SSLContext | None = None) -> Async
 
 @dataclass
 class Http2Server:
-    """Answers by the `x-id` header of each request; what is done besides is up to the test's `on_request`.
+    """Answers requests with what came as their body; what is done besides is up to the test's `on_request`.
 
-    `arrived` counts complete requests by id, `begun` those whose headers came. `hold` are ids that get no answer.
+    Requests are known by their `x-id` header: `arrived` counts those that came whole, `begun` those whose headers came,
+    `hold` are those that get no answer. `settings` are the server's own.
     """
 
     on_request: Callable[[Http2Server, Http2Peer, str], None] = lambda *_: None
@@ -159,8 +160,11 @@ class Http2Server:
     hold: set[str] = field(default_factory=set)
     arrived: Counter[str] = field(default_factory=Counter)
     begun: Counter[str] = field(default_factory=Counter)
+    heads: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     peers: list[Http2Peer] = field(default_factory=list)
-    streams_max: int = 100
+    settings: dict[h2.settings.SettingCodes, int] = field(default_factory=dict)
+    acknowledges: bool = True
+    answer: bytes | None = None
 
     async def script(self, peer: Peer) -> None:
         link = Http2Peer(self, peer)
@@ -175,13 +179,15 @@ class Http2Peer:
         self._server = server
         self._peer = peer
         self._ids: dict[int, str] = {}
+        self._bodies: dict[int, bytes] = {}
+        self._last: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.last_stream = 0
         self.link = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
 
     async def run(self) -> None:
-        limits = {h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: self._server.streams_max}
-        self.link.local_settings = h2.settings.Settings(client=False, initial_values=limits)
+        settings = {h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 100, **self._server.settings}
+        self.link.local_settings = h2.settings.Settings(client=False, initial_values=settings)
         self.link.initiate_connection()
         await self.flush()
         try:
@@ -196,16 +202,23 @@ class Http2Peer:
     def _on(self, event: h2.events.Event) -> None:
         match event:
             case h2.events.RequestReceived():
-                identity = dict(event.headers or [])[b"x-id"].decode()
+                head = [(bytes(name).decode(), bytes(value).decode()) for name, value in event.headers or []]
+                identity = dict(head).get("x-id", "")
                 assert event.stream_id is not None
                 self._ids[event.stream_id] = identity
+                self._bodies[event.stream_id] = b""
                 self._server.begun[identity] += 1
+                self._server.heads[identity] = head
             case h2.events.DataReceived():
                 assert event.flow_controlled_length is not None
                 assert event.stream_id is not None
-                self.link.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                self._bodies[event.stream_id] += event.data or b""
+                if self._server.acknowledges:
+                    self.link.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             case h2.events.StreamEnded():
                 assert event.stream_id is not None
+                if self._last is not None and event.stream_id > self._last:
+                    return  # it has said that it would not look at this one
                 self.last_stream = event.stream_id
                 identity = self._ids[event.stream_id]
                 self._server.arrived[identity] += 1
@@ -221,17 +234,28 @@ class Http2Peer:
         await asyncio.sleep(self._server.delay)
         with contextlib.suppress(h2.exceptions.ProtocolError):
             self.link.send_headers(stream_id, [(":status", "200"), ("content-type", "application/json")])
-            self.link.send_data(stream_id, OK_BODY, end_stream=True)
+            rest = self._bodies[stream_id] if self._server.answer is None else self._server.answer
+            while len(rest) > (window := min(self.link.local_flow_control_window(stream_id), 16_384)):
+                self.link.send_data(stream_id, rest[:window])
+                rest = rest[window:]
+                await self.flush()
+                await until(lambda: self.link.local_flow_control_window(stream_id) > 0)
+            self.link.send_data(stream_id, rest, end_stream=True)
             await self.flush()
 
     def goaway(self, last_stream_id: int) -> None:
         """Say goodbye, and go on as RFC 9113 lets a server: h2 itself would not send another frame after its own."""
+        self._last = last_stream_id
         self._peer._writer.write(self.link.data_to_send())  # noqa: SLF001 - one module
         self._peer._writer.write(GoAwayFrame(0, last_stream_id=last_stream_id).serialize())  # noqa: SLF001
 
-    def reset_stream(self, identity: str) -> None:
+    def reset_stream(self, identity: str, error_code: int) -> None:
         stream_id = next(stream for stream, name in self._ids.items() if name == identity)
-        self.link.reset_stream(stream_id, error_code=7)
+        self.link.reset_stream(stream_id, error_code=error_code)
+
+    def say(self, data: bytes) -> None:
+        """Bytes that h2 knows nothing of."""
+        self._peer._writer.write(self.link.data_to_send() + data)  # noqa: SLF001 - one module
 
     async def flush(self) -> None:
         if data := self.link.data_to_send():
