@@ -140,7 +140,7 @@ http {{
   uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;
   ssl_certificate {directory}/cert.pem; ssl_certificate_key {directory}/key.pem; ssl_session_cache shared:bench:10m;
   server {{
-    listen 127.0.0.1:{port} ssl; http2 {http2};
+    listen 127.0.0.1:{port} ssl http2;
     location / {{ return 200 '{{"name":"projects/bench/messages/0:1500415314455276%31bd1c9631bd1c96"}}'; }}
     location = /token {{ return 200 '{{"access_token":"{token}","expires_in":3600,"token_type":"Bearer"}}'; }}
   }}
@@ -149,7 +149,7 @@ http {{
 """
 SLOW: Final = """
   server {{
-    listen 127.0.0.1:{port} ssl;
+    listen 127.0.0.1:{port} ssl http2;
     location / {{ echo_sleep {seconds}; echo '{{"name":"projects/bench/messages/0:1500415314455276"}}'; }}
   }}
 """
@@ -185,10 +185,9 @@ def running_sink(*, delay: float = 0.05) -> Iterator[Sink]:
             modules=f"load_module {ECHO};" if ECHO.exists() else "",
             directory=directory,
             port=port,
-            http2="off",
             token="ya29." + "x" * 200,
             slow=SLOW.format(port=slow_port, seconds=delay) if ECHO.exists() else "",
-        ).replace(" http2 off;", "")
+        )
     )
     process = subprocess.Popen([nginx, "-e", str(directory / "error.log"), "-c", str(directory / "nginx.conf")])
     try:
