@@ -44,7 +44,7 @@ fault: system $(VENV)/.dev ## crashes, partitions, full disks: what must hold wh
 # A file or a package of tests/bench that can be run; each prints a table and writes bench-results/NAME.json.
 BENCH_FILES := $(shell grep -ls __main__ tests/bench/*.py tests/bench/*/__main__.py)
 BENCHES := $(sort $(patsubst tests/bench/%.py,bench-%,$(patsubst %/__main__.py,%.py,$(BENCH_FILES))))
-bench: system $(VENV)/.dev ## what it costs, all of it (half an hour); alone: make bench-drain, bench-peers, ...
+bench: system $(VENV)/.dev ## what it costs, all of it (an hour); alone: make bench-drain, bench-peers, ...
 	@$(MAKE) --keep-going $(BENCHES)
 bench-%: system $(VENV)/.dev
 	@printf '\n## %s\n\n' '$*'
