@@ -31,6 +31,7 @@ from tests.support.postgres import (
     postgres_15_problem,
     running_server,
 )
+from tests.support.raw_server import certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +112,18 @@ def server(request: pytest.FixtureRequest) -> Server:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Server)
     return found
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """What tests marked `anyio` run on: the daemon's own, asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for servers on loopback, with its key."""
+    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

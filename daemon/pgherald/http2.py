@@ -330,6 +330,8 @@ class Http2Connection:
         begun: list[_Stream] = []
         waiting: list[_Stream] = []
         for stream in self._unwritten:
+            if stream.answer.done():  # its time ended, or it was cancelled, in this very turn
+                continue
             if len(stream.body) > min(self._window, self._stream_window):
                 waiting.append(stream)
                 continue

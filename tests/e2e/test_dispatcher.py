@@ -43,11 +43,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass
 class Bench:
     """Everything that a dispatcher works with, as the service puts it together."""

@@ -81,8 +81,13 @@ class Peer:
         return bytes(head) + body
 
     async def send(self, data: bytes) -> None:
-        self._writer.write(data)
+        self.write(data)
         await self._writer.drain()
+
+    def write(self, data: bytes) -> None:
+        """Send without waiting; nothing where the test has ended the connection."""
+        if not self._writer.is_closing():
+            self._writer.write(data)
 
     def reset(self) -> None:
         """End the connection with a RST, as a crashed peer or a firewall does."""
@@ -165,6 +170,7 @@ class Http2Server:
     settings: dict[h2.settings.SettingCodes, int] = field(default_factory=dict)
     acknowledges: bool = True
     answer: bytes | None = None
+    patience: asyncio.Event | None = None  # no answer until this is set
 
     async def script(self, peer: Peer) -> None:
         link = Http2Peer(self, peer)
@@ -232,6 +238,8 @@ class Http2Peer:
 
     async def _answer(self, stream_id: int) -> None:
         await asyncio.sleep(self._server.delay)
+        if self._server.patience is not None:
+            await self._server.patience.wait()
         with contextlib.suppress(h2.exceptions.ProtocolError):
             self.link.send_headers(stream_id, [(":status", "200"), ("content-type", "application/json")])
             rest = self._bodies[stream_id] if self._server.answer is None else self._server.answer
@@ -246,8 +254,7 @@ class Http2Peer:
     def goaway(self, last_stream_id: int) -> None:
         """Say goodbye, and go on as RFC 9113 lets a server: h2 itself would not send another frame after its own."""
         self._last = last_stream_id
-        self._peer._writer.write(self.link.data_to_send())  # noqa: SLF001 - one module
-        self._peer._writer.write(GoAwayFrame(0, last_stream_id=last_stream_id).serialize())  # noqa: SLF001
+        self.say(GoAwayFrame(0, last_stream_id=last_stream_id).serialize())
 
     def reset_stream(self, identity: str, error_code: int) -> None:
         stream_id = next(stream for stream, name in self._ids.items() if name == identity)
@@ -255,7 +262,7 @@ class Http2Peer:
 
     def say(self, data: bytes) -> None:
         """Bytes that h2 knows nothing of."""
-        self._peer._writer.write(self.link.data_to_send() + data)  # noqa: SLF001 - one module
+        self._peer.write(self.link.data_to_send() + data)
 
     async def flush(self) -> None:
         if data := self.link.data_to_send():

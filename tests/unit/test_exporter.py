@@ -80,11 +80,6 @@ async def running(listen: HostPort | None = None) -> AsyncIterator[Running]:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_metrics_are_served_in_prometheus_text_format() -> None:
     async with running() as server:
         server.metrics.in_flight.set(3)

@@ -42,11 +42,6 @@ def error(status: int, name: str, code: str | None = None, **headers: str) -> Re
 UNAUTHENTICATED = error(401, "UNAUTHENTICATED")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass
 class Road:
     """A transport that gives these answers one after the other, and remembers what was asked of it."""

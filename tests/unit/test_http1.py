@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def read(parts: Sequence[bytes], *, ends: bool = False) -> Response | Code | None:
     """What the reader makes of these bytes; BAD_ANSWER too if it refuses them."""
     reader = AnswerReader()

@@ -28,14 +28,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgherald import http2
-from pgherald.connection import HEAD_MAX, Deadlines, NotAnAnswer
+from pgherald.connection import HEAD_MAX, Deadlines, Expiring, NotAnAnswer
 from pgherald.fcm import ANSWER_MAX, Response
 from pgherald.http2 import Http2Connection, answer_head
 from pgherald.model import Code
 from tests.support.posting import MARK
 from tests.support.raw_server import (
     Http2Server,
-    certificate,
     until,
 )
 from tests.support.road import road_to
@@ -52,16 +51,6 @@ pytestmark = pytest.mark.anyio
 NO_ERROR: Final = 0
 CANCEL: Final = 8
 REFUSED_STREAM: Final = 7
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 def head(*fields: tuple[str, str], status: str | None = "200") -> bytes:
@@ -214,6 +203,7 @@ class Wire:
         self.peer.initiate_connection()
         self.events: list[h2.events.Event] = []
         self.deaf = False
+        self.unread = b""
 
     def listen(self, receiver: Receiver) -> None:
         self.receiver = receiver
@@ -224,20 +214,61 @@ class Wire:
         return True
 
     def look(self) -> bool:
+        unread, self.unread = self.unread, b""
+        if unread and self.receiver is not None:
+            self.receiver.received(unread)
         return self.is_open
 
     def abort(self) -> None:
         self.is_open = False
 
 
-async def opened(wire: Wire) -> Http2Connection:
+async def opened(wire: Wire, deadlines: Deadlines | None = None) -> Http2Connection:
     everyone: set[Connection] = set()
     link: Link = wire  # type: ignore[assignment]
-    opening = asyncio.create_task(Http2Connection.open(link, everyone, Deadlines()))
+    opening = asyncio.create_task(Http2Connection.open(link, everyone, deadlines or Deadlines()))
     await asyncio.sleep(0)
     assert wire.receiver is not None
     wire.receiver.received(wire.peer.data_to_send())
     return await opening
+
+
+class Clockless(Deadlines):
+    """Deadlines that come when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.added: list[Expiring] = []
+
+    def add(self, what: Expiring, deadline: float) -> None:
+        self.added.append(what)
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_request_whose_time_ends_before_it_is_written_does_not_leave() -> None:
+    wire, deadlines = Wire(), Clockless()
+    connection = await opened(wire, deadlines)
+    task = asyncio.create_task(connection.exchange("https://x/", (), MARK, time.monotonic() + 60))
+    await turns(1)
+    deadlines.added[0].expire()
+    assert await task is None
+    await turns()
+    assert not [event for event in wire.events if isinstance(event, h2.events.RequestReceived)]
+    assert connection.room == 100
+
+
+async def test_an_answer_that_had_come_by_the_deadline_counts_though_nobody_had_read_it() -> None:
+    wire, deadlines = Wire(), Clockless()
+    connection = await opened(wire, deadlines)
+    task = asyncio.create_task(connection.exchange("https://x/", (), MARK, time.monotonic() + 60))
+    await turns()
+    wire.unread = frames(WHOLE, LAST)
+    deadlines.added[0].expire()
+    assert await task == Response(200, {}, MARK)
 
 
 @given(st.data())
@@ -252,8 +283,7 @@ def test_however_answers_are_ordered_and_cut_each_goes_to_its_request(data: st.D
             asyncio.create_task(connection.exchange("https://x/", (("x-id", str(n)),), body, deadline))
             for n, body in enumerate(bodies)
         ]
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await turns()
         arrived = {event.stream_id for event in wire.events if isinstance(event, h2.events.StreamEnded)}
         assert len(arrived) == len(bodies)
         for stream in data.draw(st.permutations(sorted(arrived))):
@@ -289,8 +319,7 @@ def test_no_bytes_leave_a_request_without_a_word(data: st.DataObject) -> None:
         connection = await opened(wire)
         wire.deaf = True  # h2 has an opinion of its own of what answers nonsense
         task = asyncio.create_task(connection.exchange("https://x/", (), MARK, time.monotonic() + 60))
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await turns()
         assert wire.receiver is not None
         for each in sent:
             if wire.is_open and each:

@@ -69,11 +69,6 @@ def outcome(prompt: UUID, said: str, epoch: int = 1) -> Outcome:
     return Outcome(Settlement(prompt_id, epoch, said, NOW), "milestone", entry=entry if said == "sent" else None)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.anyio
 async def test_two_outcomes_of_one_prompt_never_share_a_transaction() -> None:
     prompt = uuid4()

@@ -43,11 +43,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def logged() -> Iterator[io.StringIO]:
     """What is said while the test runs; a misuse of the log is an error."""

@@ -26,7 +26,6 @@ from tests.support.raw_server import (
     OK_BODY,
     Peer,
     RawServer,
-    certificate,
     client_tls,
     http_answer,
     raw_server,
@@ -42,16 +41,6 @@ if TYPE_CHECKING:
     MakeRoad: TypeAlias = Callable[..., HttpTransport]
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Database:
     """Nothing is ever ready; people are touched for as long as `touched` says, and each evaluation takes `seconds`."""
 

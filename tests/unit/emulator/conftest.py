@@ -50,8 +50,3 @@ def http1(emulator: EmulatorClient, bearer: str) -> Iterator[RawHttp1]:
 def http2(emulator: EmulatorClient, bearer: str) -> Iterator[RawHttp2]:
     with RawHttp2(emulator.endpoint, bearer) as connection:
         yield connection
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
