@@ -186,7 +186,7 @@ def test_a_client_that_hangs_up_in_the_middle_is_forgotten(emulator: EmulatorCli
 def test_a_drop_resets_all_streams_of_the_connection(
     emulator: EmulatorClient, http2: RawHttp2, fault: str, count: int
 ) -> None:
-    emulator.set_faults({"do": "latency", "seconds": 5, "token_prefix": "slow"}, {"do": fault, "token_prefix": "bad"})
+    emulator.set_faults({"do": "latency", "seconds": 60, "token_prefix": "slow"}, {"do": fault, "token_prefix": "bad"})
     http2.begin(message_to("slow-1"))
     http2.begin(message_to("bad-1"))
     http2.pump()
