@@ -1,8 +1,8 @@
 """HTTP/2 for one purpose: many small POSTs to one server at once, each with an honest word on what became of it.
 
 `Http2Connection` is a `pgherald.connection.Connection` over `pgherald.link`. Requests that begin in the same turn of
-the event loop leave in one write, and their answers come together too: system calls for many pushes at once halve the
-CPU that HTTP/1.1 takes. It speaks the part of RFC 9113 that this needs, and no more:
+the event loop leave in one write, and their answers come together too, so many pushes share the price of a system call
+and of a TLS record. It speaks the part of RFC 9113 that this needs, and no more:
 
 - The compression of headers keeps no state, either way: the server is told so by a table of 0 bytes, and what is sent
   is never put into one. So heads are the same bytes again and again, and each is encoded and read once.

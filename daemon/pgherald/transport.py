@@ -2,9 +2,9 @@
 
 `HttpTransport` is a `pgherald.fcm.Transport`. With TLS the server chooses: HTTP/2 (`pgherald.http2`), as FCM does, or
 HTTP/1.1 (`pgherald.http1`), as without TLS. Both are a `Connection` over `pgherald.link`, with the same honest word on
-whether a request may have been acted on. HTTP/2 takes half the CPU. An accident of a connection then concerns up to a
-hundred pushes together, though none of them more often than otherwise; and a server that ends one in order says which
-requests it did not take, where HTTP/1.1 leaves doubt.
+whether a request may have been acted on. HTTP/2 takes less CPU. An accident of a connection then concerns up to a
+hundred pushes together; but a server that ends one in order says which requests it did not take, where HTTP/1.1 leaves
+doubt.
 """
 
 from __future__ import annotations

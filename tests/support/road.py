@@ -1,19 +1,31 @@
-"""A transport on its way to one HTTP/2 server, and what it says of requests."""
+"""Transports on their way to servers of the tests, and what they say of requests."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pgherald.fcm import NotSent, Response, Unsure
 from pgherald.transport import HttpTransport
 from tests.support.posting import MARK, post
-from tests.support.raw_server import Http2Server, RawServer, client_tls, raw_server, server_tls
+from tests.support.raw_server import OK, Http2Server, Peer, RawServer, client_tls, raw_server, server_tls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
+
+
+MakeRoad: TypeAlias = Callable[..., HttpTransport]
+"""Makes a transport; of ten requests at once, if nothing else is said."""
+
+
+async def answer_all(peer: Peer) -> None:
+    """A server of HTTP/1.1 that is well."""
+    while True:
+        await peer.request()
+        await peer.send(OK)
 
 
 class Road:

@@ -7,56 +7,29 @@ are the promises of `pgherald.fcm.Transport`, so any other road to FCM would hav
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import time
-from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import pytest
 
 from pgherald.fcm import ANSWER_MAX, NotSent, Response, Transport, Unsure
 from pgherald.model import Code
-from pgherald.transport import ADDRESS_PATIENCE, HttpTransport
+from pgherald.transport import HttpTransport
 from tests.support.posting import MARK, SECRET, post
 from tests.support.raw_server import (
     OK,
     OK_BODY,
     Peer,
     RawServer,
-    client_tls,
     http_answer,
     raw_server,
-    server_tls,
     until,
 )
+from tests.support.road import MakeRoad, answer_all
 from tests.support.stopwatch import Stopwatch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    MakeRoad: TypeAlias = Callable[..., HttpTransport]
-
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def transport() -> MakeRoad:
-    """Makes a transport; of ten connections, if nothing else is said."""
-
-    def make(max_connections: int = 10, **options: Any) -> HttpTransport:
-        return HttpTransport(max_connections, **options)
-
-    return make
-
-
-async def answer_all(peer: Peer) -> None:
-    while True:
-        await peer.request()
-        await peer.send(OK)
 
 
 async def test_what_arrives_is_the_request_and_what_comes_back_is_the_answer(transport: MakeRoad) -> None:
@@ -82,59 +55,6 @@ async def test_connections_are_used_again_and_limited(transport: MakeRoad) -> No
                 tasks.start_soon(post, road, server.port)
         assert len(server.peers) <= 3
         assert server.seen(MARK) == 30
-
-
-async def test_a_refused_connection_is_not_sent(transport: MakeRoad) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        async with transport() as road:
-            with pytest.raises(NotSent) as caught:
-                await post(road, unused.getsockname()[1])
-    assert caught.value.code is Code.NOT_CONNECTED
-
-
-async def test_a_name_that_does_not_resolve_is_not_sent(monkeypatch: pytest.MonkeyPatch, transport: MakeRoad) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    async with transport() as road:
-        with pytest.raises(NotSent):
-            await road.post("https://fcm.example.org/x", {}, b"{}", time.monotonic() + 5)
-
-
-async def test_a_connection_that_is_never_accepted_is_not_sent_and_ends_at_the_deadline(transport: MakeRoad) -> None:
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        fillers = [socket.socket() for _ in range(4)]
-        try:
-            for filler in fillers:
-                filler.setblocking(False)
-                filler.connect_ex(full.getsockname())
-            async with transport() as road:
-                with Stopwatch() as took, pytest.raises(NotSent):
-                    await post(road, full.getsockname()[1], within=0.3)
-                assert took.wall > 0.25
-                assert took.seconds < 1.0
-        finally:
-            for filler in fillers:
-                filler.close()
-
-
-async def test_no_free_connection_by_the_deadline_is_not_sent(transport: MakeRoad) -> None:
-    async def silence(peer: Peer) -> None:
-        await peer.request()
-        await peer.read()
-
-    async with raw_server(silence) as server, transport(1) as road, anyio.create_task_group() as tasks:
-        tasks.start_soon(partial(post, road, server.port, mark=b"FIRST"))
-        await until(lambda: server.seen(b"FIRST") == 1)
-        with pytest.raises(NotSent):
-            await post(road, server.port, mark=b"SECOND", within=0.2)
-        assert server.seen(b"SECOND") == 0
-        assert len(server.peers) == 1
-        tasks.cancel_scope.cancel()
 
 
 async def test_a_deadline_in_the_past_is_not_sent(transport: MakeRoad) -> None:
@@ -218,17 +138,6 @@ async def test_a_server_that_answers_the_second_request_by_closing_gets_it_once(
             await post(road, server.port)
         assert caught.value.code is Code.CONNECTION_LOST
         assert server.seen(MARK) == 1
-
-
-async def test_a_server_that_closes_every_new_connection_is_left_alone_after_a_few(transport: MakeRoad) -> None:
-    async def slam(peer: Peer) -> None:
-        pass
-
-    async with raw_server(slam) as server, transport() as road:
-        with pytest.raises((NotSent, Unsure)):
-            await post(road, server.port)
-        assert len(server.peers) <= 3
-        assert server.seen(MARK) == 0
 
 
 BROKEN_ANSWERS: list[tuple[str, bytes, Code]] = [
@@ -360,86 +269,6 @@ async def test_errors_show_neither_token_nor_address(transport: MakeRoad) -> Non
             assert SECRET not in shown
             assert str(server.port) not in shown
             assert "projects" not in shown
-
-
-async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch, transport: MakeRoad) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setitem(os.environ, name, "http://127.0.0.1:1")
-    async with raw_server(answer_all) as server, transport() as road:
-        assert (await post(road, server.port)).status == 200
-
-
-async def test_http1_is_spoken_where_tls_agrees_on_it(pem: Path, transport: MakeRoad) -> None:
-    async with (
-        raw_server(answer_all, server_tls(pem, "http/1.1")) as server,
-        transport(ssl_context=client_tls(pem)) as road,
-    ):
-        async with anyio.create_task_group() as tasks:
-            for _ in range(20):
-                tasks.start_soon(lambda: post(road, server.port, scheme="https"))
-        assert server.seen(b"POST /v1/projects/p/messages:send HTTP/1.1") == 20
-
-
-async def test_a_certificate_that_is_not_trusted_is_not_sent(pem: Path, transport: MakeRoad) -> None:
-    async with raw_server(answer_all, server_tls(pem, "http/1.1")) as server, transport() as road:
-        with pytest.raises(NotSent):
-            await post(road, server.port, scheme="https")
-        assert server.seen(MARK) == 0
-
-
-async def test_a_server_without_tls_is_not_sent(pem: Path, transport: MakeRoad) -> None:
-    async def chat(peer: Peer) -> None:
-        await peer.read()
-        await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-    async with raw_server(chat) as server, transport(ssl_context=client_tls(pem)) as road:
-        with pytest.raises(NotSent):
-            await post(road, server.port, scheme="https")
-        assert server.seen(MARK) == server.seen(SECRET.encode()) == 0
-
-
-async def test_a_handshake_that_never_ends_is_not_sent_and_ends_at_the_deadline(pem: Path, transport: MakeRoad) -> None:
-    async def silence(peer: Peer) -> None:
-        while await peer.read():
-            pass
-
-    async with raw_server(silence) as server, transport(ssl_context=client_tls(pem)) as road:
-        with Stopwatch() as took, pytest.raises(NotSent):
-            await post(road, server.port, scheme="https", within=0.3)
-        assert took.seconds < 1.0
-        assert server.seen(MARK) == server.seen(SECRET.encode()) == 0
-
-
-@pytest.mark.parametrize("broken", ["refusing", "mute"])
-async def test_an_address_that_does_not_answer_costs_once(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    with socket.socket() as full:
-        fillers = [socket.socket() for _ in range(4)]
-        async with raw_server(answer_all) as server, HttpTransport(1) as road:
-            full.bind(("127.0.0.2", server.port))
-            if broken == "mute":
-                full.listen(0)
-                for filler in fillers:
-                    filler.setblocking(False)
-                    filler.connect_ex(full.getsockname())
-            resolve = socket.getaddrinfo
-
-            def both(host: str, *arguments: Any, **options: Any) -> Any:
-                names = ["127.0.0.2", "127.0.0.1"] if host == "localhost" else [host]
-                return [found for name in names for found in resolve(name, *arguments, **options)]
-
-            monkeypatch.setattr(socket, "getaddrinfo", both)
-            url, took = f"http://localhost:{server.port}/", []
-            for _ in range(3):
-                with Stopwatch() as watch:
-                    answer = await road.post(url, {"connection": "close"}, b"{}", time.monotonic() + 60)
-                assert answer.status == 200
-                took.append(watch.seconds)
-                server.peers[-1].close()
-                await server.peers[-1].closed.wait()
-            assert took[0] < ADDRESS_PATIENCE + 0.4
-            assert max(took[1:]) < 0.2
-        for filler in fillers:
-            filler.close()
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Other: 1", "a\nb", "a\x00b", "ünicode"])
