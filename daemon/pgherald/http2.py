@@ -2,7 +2,9 @@
 
 `Http2Connection` is a `pgherald.connection.Connection` over `pgherald.link`. Requests that begin in the same turn of
 the event loop leave in one write, and their answers come together too, so many pushes share the price of a system call
-and of a TLS record. It speaks the part of RFC 9113 that this needs, and no more:
+and of a TLS record. Not the library h2, over the same link and with the same writes: that took seven times the CPU, 300
+microseconds a request, more than all else that the daemon does for a push. It speaks the part of RFC 9113 that this
+needs, and no more:
 
 - The compression of headers keeps no state, either way: the server is told so by a table of 0 bytes, and what is sent
   is never put into one. So heads are the same bytes again and again, and each is encoded and read once.

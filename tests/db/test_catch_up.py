@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.support.app import App
+from tests.support.app import App, now
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    import psycopg
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture
-def app(db: psycopg.Connection) -> App:
-    return App(db).create()
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _quiet(app: App, at: datetime, count: int, chapter: UUID | None = None) -> list[UUID]:

@@ -117,11 +117,6 @@ NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
-@pytest.fixture
-def app(db: psycopg.Connection) -> App:
-    return App(db).create()
-
-
 @pytest.mark.parametrize(("age", "due"), [(30 * DAY - SECOND, False), (30 * DAY, True), (30 * DAY + SECOND, True)])
 def test_inactivity_is_due_after_exactly_its_days(app: App, age: timedelta, due: bool) -> None:
     person = app.person()

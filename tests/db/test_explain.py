@@ -9,20 +9,14 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from tests.support.app import App
-
 if TYPE_CHECKING:
+    from tests.support.app import App
     from tests.support.postgres import Database
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def app(db: psycopg.Connection) -> App:
-    return App(db).create()
 
 
 def explain(

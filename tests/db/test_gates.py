@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.app import App, Run, clock
+from tests.support.app import App, Run, clock, now
 
 if TYPE_CHECKING:
     from tests.support.postgres import Database
@@ -21,15 +21,6 @@ DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 TICK = timedelta(microseconds=1)
-
-
-@pytest.fixture
-def app(db: psycopg.Connection) -> App:
-    return App(db).create()
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
 
 
 def enqueue(app: App, scenario: UUID, person: UUID, ref: str = "x", due_at: datetime | None = None) -> str | None:

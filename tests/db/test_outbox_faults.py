@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.app import App
-
 if TYPE_CHECKING:
     from uuid import UUID
 
     import psycopg
 
+    from tests.support.app import App
     from tests.support.postgres import Database
-
-
-@pytest.fixture
-def app(db: psycopg.Connection) -> App:
-    return App(db).create()
 
 
 def ready(app: App, **columns: Any) -> UUID:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from tests.support.app import App, clock
+from tests.support.app import App, clock, now
 from tests.support.histories import PARAMS, Case, cases, load
 
 if TYPE_CHECKING:
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
 WRITTEN = ("prompt", "scenario_prompt_history", "scenario_notification", "evaluation_run", "scenario", "touched_user")
-
-
-@pytest.fixture
-def app(db: psycopg.Connection) -> App:
-    return App(db).create()
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
 
 
 def preview(

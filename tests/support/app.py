@@ -6,7 +6,7 @@ Everything goes through plain inserts, so the triggers of `herald.watch` fire as
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -209,6 +209,15 @@ class Prompt:
 
 def _runs(db: psycopg.Connection, query: str, values: tuple[Any, ...]) -> list[Run]:
     return [Run(*row) for row in db.execute(query, values).fetchall()]
+
+
+def only(runs: list[Run]) -> Run:
+    assert len(runs) == 1
+    return runs[0]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
 
 
 def clock(hour: int, minute: int = 0) -> time:
