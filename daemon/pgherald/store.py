@@ -35,7 +35,7 @@ from pgherald.model import (
     TokenKind,
     UserId,
 )
-from pgherald.sessions import KEEPALIVES, STORE_ERRORS, is_pooled
+from pgherald.sessions import KEEPALIVES, STORE_ERRORS, be_missed, is_pooled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -194,6 +194,8 @@ class Store:
             set_json_loads(orjson.loads, connection)
             if await is_pooled(connection):
                 connection.prepare_threshold = None
+            else:
+                await be_missed(connection)
 
         self._pool = AsyncConnectionPool(
             make_conninfo(conninfo, application_name="pgherald", **KEEPALIVES),
