@@ -138,6 +138,7 @@ class PushNotificationDispatcher:
         self._under_way = 0
         self._wanted = 0  # free slots that somebody waits for; 0: nobody
         self._freed = anyio.Event()
+        recorder.when_finished(self._tell_free)
 
     def expect(self, count: int) -> None:
         """Count so many more prompts as under way that are being claimed, and that `dispatch_prompts` is going to be
@@ -170,7 +171,10 @@ class PushNotificationDispatcher:
             self._freed.set()
 
     def _free(self) -> int:
-        return self._config.max_in_flight - self._expected - self._under_way
+        """Slots that nobody has. As many outcomes may wait for their record; more of them take slots, so that a disk or
+        a database that stalls keeps the daemon from sending what could not be kept."""
+        slots = self._config.max_in_flight
+        return slots - self._expected - self._under_way - max(0, self._recorder.unwritten - slots)
 
     async def dispatch_prompts(self, prompts: Sequence[Prompt]) -> DispatchSummary:
         """Send a batch and write its records: one failure never stops the rest, and nothing is raised but cancellation.

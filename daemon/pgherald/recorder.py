@@ -9,6 +9,7 @@ until it is in. The push itself is never repeated here.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final, Protocol
@@ -22,7 +23,7 @@ from pgherald.spool import SpoolFailed
 from pgherald.store import PLAIN, Settled, Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import NoReturn
 
     from pgherald.frames import Entry
@@ -86,6 +87,18 @@ class Recorder:
         self._spooling = anyio.Lock()
         self._turn = anyio.Lock()
         self._owing = anyio.Event()
+        self._unwritten = 0
+        self._tell: Callable[[], None] | None = None
+        self.finished_at = time.monotonic()  # when outcomes that were handed in were last in the database or owed
+
+    @property
+    def unwritten(self) -> int:
+        """Outcomes on their way to the spool and the database: neither in nor owed yet."""
+        return self._unwritten
+
+    def when_finished(self, tell: Callable[[], None]) -> None:
+        """Have it called whenever there are fewer of them."""
+        self._tell = tell
 
     @property
     def owed(self) -> int:
@@ -101,6 +114,7 @@ class Recorder:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         records.outcomes.append(outcome)
+        self._unwritten += 1
         return records
 
     async def record(self, outcome: Outcome) -> bool:
@@ -113,6 +127,10 @@ class Recorder:
             await self._spool_and_write(records)
         finally:
             records.finished.set()
+            self._unwritten -= len(records.outcomes)
+            self.finished_at = time.monotonic()
+            if self._tell is not None:
+                self._tell()
 
     async def _spool_and_write(self, batch: Records) -> None:
         async with self._spooling:
