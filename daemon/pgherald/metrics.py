@@ -53,7 +53,7 @@ GATES: Final = (
 CODES: Final = tuple(str(code) for code in Code)
 WAKEUP_SOURCES: Final = ("notify", "poll", "reconnect")
 REVOKED_REASONS: Final = (str(Code.UNREGISTERED), str(Code.INVALID_ARGUMENT), str(Code.SENDER_ID_MISMATCH))
-BREAKERS: Final = ("quota", "permission", "apns_auth", "sender_mismatch")
+BREAKERS: Final = ("quota", "permission", "unreachable", "no_answer", "apns_auth", "sender_mismatch")
 
 _SEND: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 _DUE_TO_SENT: Final = (

@@ -291,14 +291,12 @@ class Store:
             rows = await cursor.fetchall()
         return {row[0]: Settled(row[1], row[2]) for row in rows}, dict(gone)
 
-    async def evaluate(self) -> list[Run]:
-        """The scheduled run of all scenarios."""
-        return await self._runs(f"select {_RUN_COLUMNS} from herald.evaluate()", ())
-
-    async def _runs(self, statement: LiteralString, parameters: tuple[Any, ...]) -> list[Run]:
+    async def evaluate(self) -> tuple[datetime | None, list[Run]]:
+        """The scheduled run of all scenarios, and up to when it was; None where there is none to run."""
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(statement, parameters)
-            return [Run(*row) for row in await cursor.fetchall()]
+            cursor = await connection.execute(f"select now(), {_RUN_COLUMNS} from herald.evaluate()")
+            rows = await cursor.fetchall()
+        return (rows[0][0] if rows else None), [Run(*row[1:]) for row in rows]
 
     async def evaluate_person(self, user_id: UserId, scenario_type: str) -> list[PromptId]:
         """Evaluate the scenarios of one type for one person; the prompts that may be claimed now."""
