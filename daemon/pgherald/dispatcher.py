@@ -33,7 +33,7 @@ from pgherald.model import (
     Unknown,
 )
 from pgherald.outcome import Accepted, Rejected, TokenInvalid, Unsure
-from pgherald.recorder import Outcome
+from pgherald.recorder import WRITE_PATIENCE, Outcome
 from pgherald.store import Settlement
 
 if TYPE_CHECKING:
@@ -191,18 +191,17 @@ class PushNotificationDispatcher:
         tasks = [start(self._dispatch_and_record(prompt, summary)) for prompt in prompts]
         try:
             await asyncio.wait(tasks)
+            await summary.written()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 # each begins: one that never did could not say what became of its prompt
                 await asyncio.sleep(0)
-            for task in tasks:
-                task.cancel()
-            raise
-        finally:
-            with anyio.CancelScope(shield=True):
+                for task in tasks:
+                    task.cancel()
                 await asyncio.wait(tasks)
-                for records in summary.records:
-                    await records.finished.wait()
+            with anyio.move_on_after(WRITE_PATIENCE, shield=True):
+                await summary.written()
+            raise
         return summary.counts()
 
     async def give_back(self, prompts: Sequence[Prompt]) -> None:
@@ -343,6 +342,9 @@ class PushNotificationDispatcher:
                 )
                 return Outcome(settlement, prompt.scenario_type, revoked)
             case Unknown(code, revoked):
+                log.warning(
+                    "prompt_unknown", prompt_id=prompt.prompt_id, scenario_type=prompt.scenario_type, reason=code
+                )
                 settlement = Settlement(prompt.prompt_id, prompt.epoch, "unknown", at, code)
                 return Outcome(settlement, prompt.scenario_type, revoked)
             case _:
@@ -381,6 +383,11 @@ class _Summary:
             case _:
                 assert_never(result)
         self.records.add(records)
+
+    async def written(self) -> None:
+        """Wait until each is in the database or owed."""
+        for records in self.records:
+            await records.finished.wait()
 
     def counts(self) -> DispatchSummary:
         return DispatchSummary(self.dispatched, self.failed, self.skipped)

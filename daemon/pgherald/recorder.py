@@ -35,6 +35,10 @@ BATCH_MAX: Final = 500
 """Outcomes written in one transaction at most."""
 
 
+WRITE_PATIENCE: Final = 5.0
+"""Seconds that a record may still take when the work is cancelled: what FCM accepted is in the spool."""
+
+
 class Ledger(Protocol):
     """Where outcomes are written: `pgherald.store.Store`. What is not in the answer came to `PLAIN`."""
 
@@ -178,23 +182,32 @@ class Recorder:
             self._queue = []
 
     async def _write_batch(self) -> None:
-        """Write the queue's front; shielded, for a batch that is under way is not left to chance."""
+        """Write the queue's front. Cancelled, it waits a moment for what is under way: that is not left to chance."""
         batch, self._queue = _take(self._queue)
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._write(batch)
-            except PASSING_ERRORS as error:
+        writing = asyncio.create_task(self._write_or_owe(batch))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            with anyio.move_on_after(WRITE_PATIENCE, shield=True):
+                await asyncio.wait([writing])
+            writing.cancel()
+            raise
+
+    async def _write_or_owe(self, batch: Sequence[Outcome]) -> None:
+        try:
+            await self._write(batch)
+        except PASSING_ERRORS as error:
+            self._owe(batch, error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, what FCM accepted is not forgotten
+            if len(batch) == 1:
                 self._owe(batch, error)
-            except Exception as error:  # noqa: BLE001 - whatever it was, what FCM accepted is not forgotten
-                if len(batch) == 1:
-                    self._owe(batch, error)
-                    return
-                # One of them is what the database cannot take: it must not keep the others back.
-                for outcome in batch:
-                    try:
-                        await self._write([outcome])
-                    except Exception as own:  # noqa: BLE001
-                        self._owe([outcome], own)
+                return
+            # One of them is what the database cannot take: it must not keep the others back.
+            for outcome in batch:
+                try:
+                    await self._write([outcome])
+                except Exception as own:  # noqa: BLE001
+                    self._owe([outcome], own)
 
     async def _write(self, batch: Sequence[Outcome]) -> None:
         settled, gone = await self._ledger.settle(
