@@ -183,6 +183,41 @@ def test_a_login_without_the_daemon_s_role_is_told_the_grant(doctor: Command, da
     assert remedy == 'grant herald_daemon to "authenticator"'
 
 
+@on_18
+def test_a_login_that_may_look_but_not_claim_is_a_problem_and_the_rest_is_examined(
+    doctor: Command, db: psycopg.Connection, database: Database
+) -> None:
+    login = f"login_{database.name}"
+    db.execute(f"create role {login} login in role herald_reader".encode())
+    try:
+        dsn = database.server.cluster.dsn(database.name, login)
+        reader = Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn})
+        answer = reader("doctor", "--json")
+        what, remedy = findings(answer, "problem")["login_rights"]
+        assert f'the role "{login}" may not use pgherald' in what
+        assert "schema_version" in findings(answer, "ok")
+        db.execute(remedy)
+        assert problems(reader) == {}
+    finally:
+        db.execute(f"drop role {login}".encode())
+
+
+@on_18
+def test_a_login_that_may_call_the_functions_one_by_one_needs_no_role(
+    doctor: Command, db: psycopg.Connection, database: Database
+) -> None:
+    login = f"login_{database.name}"
+    db.execute(f"create role {login} login; grant usage on schema herald to {login}".encode())
+    db.execute(f"grant execute on all functions in schema herald to {login}".encode())
+    try:
+        dsn = database.server.cluster.dsn(database.name, login)
+        assert schema.check_for_daemon(dsn) == schema.shipped_version()
+        answer = Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn})("doctor", "--json")
+        assert "login_rights" not in findings(answer, "problem")
+    finally:
+        db.execute(f"drop owned by {login}; drop role {login}".encode())
+
+
 def test_a_replaced_function_is_seen_though_nobody_migrated(doctor: Command, db: psycopg.Connection) -> None:
     db.execute(
         "create or replace function herald.cooldown_window_start(p_at timestamptz, p_cooldown interval) "

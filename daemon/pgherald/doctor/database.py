@@ -88,7 +88,7 @@ def examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
         yield from _server_findings(server)
         yield from _listen(settings, connection)
         yield from _clock(connection)
-        version = list(_schema_version(settings))
+        version = list(_schema_version(connection))
         yield from version
         if any(each.remedy is not None and each.check == "schema" for each in version):
             return
@@ -231,10 +231,10 @@ def _clock(connection: psycopg.Connection) -> Iterator[Finding]:
 # The schema.
 
 
-def _schema_version(settings: Settings) -> Iterator[Finding]:
+def _schema_version(connection: psycopg.Connection) -> Iterator[Finding]:
     part, check = Part.SCHEMA, "schema"
     try:
-        version = schema.check_for_daemon(settings.database_url)
+        version = schema.check_version(connection)
     except ConfigError as error:
         what, remedy = _schema_remedy(str(error))
         yield problem(part, check, f"{what} (what lies behind this could not be looked at)", remedy)
@@ -283,13 +283,16 @@ def _functions(connection: psycopg.Connection) -> Iterator[Finding]:
 
 def _login(connection: psycopg.Connection, server: _Server) -> Iterator[Finding]:
     part = Part.SCHEMA
+    able = schema.may_claim(connection)
+    if not able:
+        yield problem(part, "login_rights", *schema.no_right(server.login))
     try:
         found = ask(connection, "select e.problem, e.remedy from herald.excess_rights() as e")
     except psycopg.Error:
         return  # a missing function or right is told by others
     for what, remedy in found:
         yield warning(part, "login_rights", f"{what}, which the daemon does not need", remedy)
-    if not found:
+    if able and not found:
         yield ok(part, "login_rights", f'"{server.login}" may call the daemon\'s functions, and nothing beyond')
 
 
