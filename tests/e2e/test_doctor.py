@@ -307,7 +307,9 @@ def test_more_rights_than_the_daemon_needs_are_a_warning(
     db.execute(remedy)
     assert "login_rights" not in warnings(doctor)
     found = warnings(Command({**doctor.settings, "PGHERALD_DATABASE_URL": database.dsn}))
-    assert "is a superuser" in found["login_rights"][0]
+    what, remedy = found["login_rights"]
+    assert "is a superuser" in what
+    assert remedy == "create role pgherald login in role herald_daemon, named in PGHERALD_DATABASE_URL"
 
 
 # Schedule and queue.
