@@ -127,7 +127,7 @@ METRICS: Final = (
     Metric(
         "pgherald_last_evaluation_timestamp_seconds",
         Kind.GAUGE,
-        "When the last scheduled run was, whoever made it; 0 before the first.",
+        "When the last scheduled run was, whoever made it; 0 before the first, now where no scenario is to run.",
     ),
     Metric("pgherald_spool_entries", Kind.GAUGE, "Accepted pushes whose record is not in the database yet."),
     Metric(
