@@ -88,7 +88,7 @@ as $$
   select
     (select max(m.version) from herald.migration as m),
     (select jsonb_object_agg(c.status, c.prompts) from herald.prompt_counts() as c),
-    coalesce(extract(epoch from p_now - w.first_not_before)::double precision, 0),
+    coalesce(case when (select g.paused_at is null from herald.setting as g) then extract(epoch from p_now - w.first_not_before)::double precision end, 0),
     (select g.paused_at is not null from herald.setting as g),
     (select count(distinct c.scenario_id)::integer from herald.catch_up as c where c.held_at is not null),
     case when exists (select from herald.scenario as s where s.mode <> 'off') then

@@ -84,6 +84,17 @@ def test_everything_paused_is_claimed_by_nobody_until_it_is_resumed(organisation
     assert ask(db, "select was_paused from herald.resume()") == [(False,)]
 
 
+def test_what_waits_in_a_pause_is_not_told_as_overdue(organisation: Organisation) -> None:
+    db = organisation.db
+    organisation.enqueue(organisation.scenario(), organisation.mentor("device"))
+    ready = "select oldest_ready_seconds > 500 from herald.daemon_state(null, now() + interval '10 minutes')"
+    assert ask(db, ready) == [(True,)]
+    db.execute("select * from herald.pause()")
+    assert ask(db, ready) == [(False,)]
+    db.execute("select * from herald.resume()")
+    assert ask(db, ready) == [(True,)]
+
+
 def test_a_paused_scenario_waits_alone_and_what_falls_due_meanwhile_waits_too(organisation: Organisation) -> None:
     db = organisation.db
     paused, other = organisation.scenario(), organisation.scenario("follow_up", {"activity_type": "x", "after_days": 1})

@@ -160,7 +160,7 @@ def _queue_lines(outbox: OutboxStatus, paused: int, to: Screen) -> Iterator[str]
     notes = []
     if outbox.oldest_ready_seconds > 0:
         notes.append(f"the oldest for {span(outbox.oldest_ready_seconds)}")
-    elif outbox.next_not_before is not None:
+    elif outbox.next_not_before is not None and outbox.paused_at is None:
         notes.append(f"the next {ago(outbox.next_not_before, outbox.now)}")
     if paused:
         notes.append(f"{paused:,} of paused scenarios")
