@@ -278,6 +278,18 @@ def test_a_dropped_trigger_is_found_and_its_remedy_mends_it(
 
 
 @on_18
+def test_a_source_that_nobody_watches_is_late_and_no_problem(
+    doctor: Command, database: Database, db: psycopg.Connection
+) -> None:
+    db.execute("select herald.unwatch('app.peer_mentor')")
+    assert problems(doctor) == {}
+    what, remedy = warnings(doctor)["checks/26_unwatched_source"]
+    assert "its changes wait for the scheduled run" in what
+    database.connect("migrator").execute(remedy)
+    assert "checks/26_unwatched_source" not in warnings(doctor)
+
+
+@on_18
 def test_a_revoked_grant_is_found_and_its_remedy_mends_it(doctor: Command, db: psycopg.Connection) -> None:
     db.execute("revoke execute on function herald.sweep from herald_daemon")
     what, remedy = problems(doctor)["checks/14_missing_grant"]
