@@ -391,3 +391,23 @@ begin
   end if;
 end
 $$;
+
+-- Here, not in the migration that made them: that one is applied once.
+comment on column herald.scenario.scenario_id is 'What prompts, runs and history name it by.';
+comment on column herald.scenario.scenario_type is 'The kind of due condition: one of herald.scenario_type.';
+comment on column herald.scenario.organisation_id is 'Whose people it is for, as in herald.source_recipient.';
+comment on column herald.scenario.name is 'What coordinators and operators call it, 1 to 200 characters; never sent.';
+comment on column herald.scenario.params is 'What its type needs to know, such as {"days": 30}: herald.scenario_type.params_schema says what.';
+comment on column herald.scenario.presentation is 'alert: shows a notification; data: only wakes the app.';
+comment on column herald.scenario.devices is 'latest: to the device of a person that was seen last; all: to each.';
+comment on column herald.scenario.quiet_until is 'End of the quiet hours in the time zone of the person; what waited goes out then. Null, as quiet_from: none.';
+comment on column herald.scenario.canary_percent is 'Per cent of the people, 0 to 100, that mode canary sends to: always the same ones.';
+comment on column herald.scenario.created_at is 'When it was inserted.';
+comment on column herald.setting.only_row is 'True: there is one row.';
+comment on column herald.setting.prompt_retention is 'A prompt that was sent, failed, skipped or expired is deleted so long after, not before the longest cooldown and expires_after are over; at least 1 day.';
+comment on column herald.setting.history_retention is 'Rows of herald.scenario_prompt_history are deleted this long after their push; at least 1 day.';
+comment on column herald.setting.notification_retention is 'Rows of herald.scenario_notification are deleted this long after their push, not before the prompts; at least 1 day.';
+comment on column herald.setting.run_retention is 'Rows of herald.evaluation_run, and pg_cron''s of our jobs, are deleted this long after their run; at least 1 day.';
+comment on column herald.message_text.text_key is 'As in title_key or body_key of a scenario.';
+comment on column herald.message_text.locale is 'Such as nb or en-GB.';
+comment on column herald.message_text.text is 'What herald.notification_content() gives to the phone.';
