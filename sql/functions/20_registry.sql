@@ -272,13 +272,13 @@ begin
   from herald.scenario_type as t
   where t.scenario_type = p_scenario.scenario_type;
   if not found then
-    raise exception 'scenario "%": unknown scenario type "%"', p_scenario.name, p_scenario.scenario_type
+    raise exception 'scenario "%": unknown scenario type "%"', coalesce(p_scenario.name, '(without a name)'), p_scenario.scenario_type
       using errcode = 'foreign_key_violation', column = 'scenario_type', table = 'scenario', schema = 'herald',
             hint = 'known: ' || (select string_agg(t.scenario_type, ', ' order by t.scenario_type) from herald.scenario_type as t);
   end if;
   v_problem := herald.params_problem(v_schema, p_scenario.params);
   if v_problem is not null then
-    raise exception 'scenario "%" of type %: %', p_scenario.name, p_scenario.scenario_type, v_problem
+    raise exception 'scenario "%" of type %: %', coalesce(p_scenario.name, '(without a name)'), p_scenario.scenario_type, v_problem
       using errcode = 'check_violation', column = 'params', table = 'scenario', schema = 'herald',
             hint = 'for example ' || coalesce(v_schema #>> '{examples,0}', '{}');
   end if;
@@ -286,7 +286,7 @@ begin
   p_scenario.body_key := coalesce(p_scenario.body_key, p_scenario.scenario_type || '_body');
   v_problem := herald.scenario_problem(p_scenario);
   if v_problem is not null then
-    raise exception 'scenario "%" of type %: %', p_scenario.name, p_scenario.scenario_type, v_problem
+    raise exception 'scenario "%" of type %: %', coalesce(p_scenario.name, '(without a name)'), p_scenario.scenario_type, v_problem
       using errcode = case when p_scenario.organisation_id is null or p_scenario.name is null then 'not_null_violation' else 'check_violation' end,
             column = split_part(v_problem, ' ', 1), table = 'scenario', schema = 'herald',
             hint = 'the columns are explained by \d+ herald.scenario';

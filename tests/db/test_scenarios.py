@@ -123,6 +123,13 @@ def test_a_definition_that_is_none_is_refused(app: App, definition: Any, message
         app.db.execute("select * from herald.preview(%s)", (Jsonb(definition),))
 
 
+@pytest.mark.parametrize("wrong", [{}, {"scenario_type": "birthday"}, {"params": {}}])
+def test_a_definition_without_a_name_is_called_that(app: App, wrong: dict[str, Any]) -> None:
+    definition = {**app.definition("inactivity", {"days": 30}).obj, "name": None, **wrong}
+    with pytest.raises(psycopg.errors.IntegrityError, match=r'scenario "\(without a name\)"'):
+        app.db.execute("select * from herald.preview(%s)", (Jsonb(definition),))
+
+
 def test_every_column_that_people_are_sent_to_is_explained(db: psycopg.Connection) -> None:
     unexplained = db.execute(
         """
