@@ -108,7 +108,11 @@ METRICS: Final = (
     ),
     Metric("pgherald_in_flight", Kind.GAUGE, "Requests to FCM under way."),
     Metric("pgherald_prompts", Kind.GAUGE, "Prompts in the database by status.", {"status": STATUSES}),
-    Metric("pgherald_oldest_ready_seconds", Kind.GAUGE, "How long the oldest prompt that may be sent has waited."),
+    Metric(
+        "pgherald_oldest_ready_seconds",
+        Kind.GAUGE,
+        "How long the oldest prompt that may be sent has waited; 0 while all is paused.",
+    ),
     Metric("pgherald_listener_up", Kind.GAUGE, "1 while LISTEN is known to work; 0 while only polling finds work."),
     Metric("pgherald_listener_reconnects_total", Kind.COUNTER, "How often the listener had to connect again."),
     Metric(
@@ -127,7 +131,7 @@ METRICS: Final = (
     Metric(
         "pgherald_last_evaluation_timestamp_seconds",
         Kind.GAUGE,
-        "When the last scheduled run was, whoever made it; 0 before the first.",
+        "When the last scheduled run was, whoever made it; 0 before the first, now where no scenario is to run.",
     ),
     Metric("pgherald_spool_entries", Kind.GAUGE, "Accepted pushes whose record is not in the database yet."),
     Metric(

@@ -114,6 +114,16 @@ def test_status_tells_of_what_is_paused_held_failing_and_late(pgherald: Command,
     assert re.search(r"LATE: the last run was \d+ min ago", text)
 
 
+def test_status_calls_nothing_late_where_every_scenario_is_off(pgherald: Command, organisation: Organisation) -> None:
+    organisation.scenario()
+    pgherald("evaluate")
+    organisation.db.execute("update herald.evaluation_run set started_at = started_at - interval '10 minutes'")
+    assert "LATE" in pgherald("status").text
+    organisation.db.execute("update herald.scenario set mode = 'off'")
+    assert "Schedule nothing to run; by a daemon, once one runs" in pgherald("status").text
+    assert pgherald("status", "--json").json["schedule"]["late"] is False
+
+
 def test_status_watch_shows_it_again_until_it_is_interrupted(pgherald: Command, organisation: Organisation) -> None:
     organisation.scenario()
     with mock.patch("pgherald.commands.status.time.sleep", side_effect=[None, None, KeyboardInterrupt]) as slept:

@@ -183,6 +183,41 @@ def test_a_login_without_the_daemon_s_role_is_told_the_grant(doctor: Command, da
     assert remedy == 'grant herald_daemon to "authenticator"'
 
 
+@on_18
+def test_a_login_that_may_look_but_not_claim_is_a_problem_and_the_rest_is_examined(
+    doctor: Command, db: psycopg.Connection, database: Database
+) -> None:
+    login = f"login_{database.name}"
+    db.execute(f"create role {login} login in role herald_reader".encode())
+    try:
+        dsn = database.server.cluster.dsn(database.name, login)
+        reader = Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn})
+        answer = reader("doctor", "--json")
+        what, remedy = findings(answer, "problem")["login_rights"]
+        assert f'the role "{login}" may not use pgherald' in what
+        assert "schema_version" in findings(answer, "ok")
+        db.execute(remedy)
+        assert problems(reader) == {}
+    finally:
+        db.execute(f"drop role {login}".encode())
+
+
+@on_18
+def test_a_login_that_may_call_the_functions_one_by_one_needs_no_role(
+    doctor: Command, db: psycopg.Connection, database: Database
+) -> None:
+    login = f"login_{database.name}"
+    db.execute(f"create role {login} login; grant usage on schema herald to {login}".encode())
+    db.execute(f"grant execute on all functions in schema herald to {login}".encode())
+    try:
+        dsn = database.server.cluster.dsn(database.name, login)
+        assert schema.check_for_daemon(dsn) == schema.shipped_version()
+        answer = Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn})("doctor", "--json")
+        assert "login_rights" not in findings(answer, "problem")
+    finally:
+        db.execute(f"drop owned by {login}; drop role {login}".encode())
+
+
 def test_a_replaced_function_is_seen_though_nobody_migrated(doctor: Command, db: psycopg.Connection) -> None:
     db.execute(
         "create or replace function herald.cooldown_window_start(p_at timestamptz, p_cooldown interval) "
@@ -243,6 +278,18 @@ def test_a_dropped_trigger_is_found_and_its_remedy_mends_it(
 
 
 @on_18
+def test_a_source_that_nobody_watches_is_late_and_no_problem(
+    doctor: Command, database: Database, db: psycopg.Connection
+) -> None:
+    db.execute("select herald.unwatch('app.peer_mentor')")
+    assert problems(doctor) == {}
+    what, remedy = warnings(doctor)["checks/26_unwatched_source"]
+    assert "its changes wait for the scheduled run" in what
+    database.connect("migrator").execute(remedy)
+    assert "checks/26_unwatched_source" not in warnings(doctor)
+
+
+@on_18
 def test_a_revoked_grant_is_found_and_its_remedy_mends_it(doctor: Command, db: psycopg.Connection) -> None:
     db.execute("revoke execute on function herald.sweep from herald_daemon")
     what, remedy = problems(doctor)["checks/14_missing_grant"]
@@ -272,7 +319,9 @@ def test_more_rights_than_the_daemon_needs_are_a_warning(
     db.execute(remedy)
     assert "login_rights" not in warnings(doctor)
     found = warnings(Command({**doctor.settings, "PGHERALD_DATABASE_URL": database.dsn}))
-    assert "is a superuser" in found["login_rights"][0]
+    what, remedy = found["login_rights"]
+    assert "is a superuser" in what
+    assert remedy == "create role pgherald login in role herald_daemon, named in PGHERALD_DATABASE_URL"
 
 
 # Schedule and queue.

@@ -143,7 +143,7 @@ def _status_text(
         to.paint(f"pgherald in database {database}, {outbox.now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", Colour.BOLD),
         "",
         *_queue_lines(outbox, sum(each.waiting for each in scenarios if each.paused_at), to),
-        *_schedule_lines(outbox, settings, bool(scenarios), to),
+        *_schedule_lines(outbox, settings, any(each.mode != "off" for each in scenarios), to),
         "",
     ]
     if not scenarios:
@@ -160,7 +160,7 @@ def _queue_lines(outbox: OutboxStatus, paused: int, to: Screen) -> Iterator[str]
     notes = []
     if outbox.oldest_ready_seconds > 0:
         notes.append(f"the oldest for {span(outbox.oldest_ready_seconds)}")
-    elif outbox.next_not_before is not None:
+    elif outbox.next_not_before is not None and outbox.paused_at is None:
         notes.append(f"the next {ago(outbox.next_not_before, outbox.now)}")
     if paused:
         notes.append(f"{paused:,} of paused scenarios")
@@ -178,12 +178,14 @@ def _queue_lines(outbox: OutboxStatus, paused: int, to: Screen) -> Iterator[str]
         yield f"          {to.paint(text, Colour.RED)}"
 
 
-def _schedule_lines(outbox: OutboxStatus, settings: Settings, scenarios: bool, to: Screen) -> Iterator[str]:
+def _schedule_lines(outbox: OutboxStatus, settings: Settings, to_run: bool, to: Screen) -> Iterator[str]:
     who = _who_runs(outbox, settings)
     following = _next_run(outbox)
-    if following is None:
+    if not to_run:
+        yield f"Schedule  nothing to run; by {who or 'nobody'}"
+    elif following is None:
         text = "no scheduled run within the last day"
-        yield f"Schedule  {to.paint(text, Colour.RED) if scenarios else 'nothing to run yet'}; by {who or 'nobody'}"
+        yield f"Schedule  {to.paint(text, Colour.RED)}; by {who or 'nobody'}"
     elif _is_late(outbox):
         text = f"LATE: the last run was {ago(outbox.last_scheduled_at, outbox.now)}"
         yield f"Schedule  {to.paint(text, Colour.RED)}; they should come each minute by {who or 'nobody'}"
