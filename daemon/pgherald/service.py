@@ -38,7 +38,7 @@ from pgherald.config import (
     POLL_INTERVAL,
     PREFIX,
     load_settings,
-    parse_environment_file,
+    read_settings_file,
 )
 from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
 from pgherald.errors import ConfigError
@@ -115,13 +115,7 @@ def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
 
 
 def _read_settings_file(path: Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the settings file {path}: {type(error).__name__}") from None
-    return parse_environment_file(text)
+    return {} if path is None else read_settings_file(path)
 
 
 def _lend_to_libraries(environ: Mapping[str, str]) -> None:

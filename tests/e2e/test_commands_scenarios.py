@@ -334,4 +334,10 @@ def test_the_settings_of_the_daemon_s_file_serve_the_commands_too(database: Data
     path = tmp_path / "pgherald.env"
     path.write_text(f"# the daemon's\nPGHERALD_DATABASE_URL='{database.daemon_dsn}'\n")
     assert Command({})("status", "--settings-file", path).code == 0
-    assert Command({})("status", "--settings-file", tmp_path / "nowhere").code == 78
+    nowhere = Command({})("status", "--settings-file", tmp_path / "nowhere")
+    assert (nowhere.code, nowhere.out) == (78, "")
+    assert f"the settings file {tmp_path / 'nowhere'}: No such file or directory" in nowhere.err
+    path.write_text("no setting\n")
+    broken = Command({})("status", "--settings-file", path)
+    assert (broken.code, broken.out) == (78, "")
+    assert f"the settings file {path} has lines that are not NAME=value: 1;" in broken.err

@@ -422,10 +422,11 @@ def test_the_example_of_the_settings_is_one_that_the_daemon_takes(
 ) -> None:
     from pgherald.config import SETTINGS, load_settings, parse_environment_file
 
-    text = (UNITS / "pgherald.env.example").read_text()
+    path = UNITS / "pgherald.env.example"
+    text = path.read_text()
     everything = re.sub(r"^#(?=PGHERALD_)", "", text, flags=re.MULTILINE)
     for each in (text, everything):
-        found = parse_environment_file(each)
+        found = parse_environment_file(each, path)
         load_settings({**found, "HOME": "/nonexistent"})
     by_the_unit = {"PGHERALD_FCM_CREDENTIALS", "PGHERALD_STATE_DIR"}
     by_the_unit |= {f"PGHERALD_METRICS_TLS_{file}" for file in ("CERTIFICATE", "KEY", "CLIENT_CA")}
