@@ -319,7 +319,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             )
     problems += [_unknown(name) for name in sorted(environ) if _is_unknown(name)]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problems), reason="settings")
 
     def of(setting: Setting[T]) -> T:
         value: T = found[setting.name]
@@ -350,7 +350,11 @@ def read_settings_file(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the settings file {path}: {_why_unreadable(error)}") from None
+        raise ConfigError(
+            f"cannot read the settings file {path}: {_why_unreadable(error)}",
+            reason="settings_file_unreadable",
+            path=path,
+        ) from None
     return parse_environment_file(text, path)
 
 
@@ -379,7 +383,9 @@ def parse_environment_file(text: str, path: Path) -> dict[str, str]:
     if wrong:
         raise ConfigError(
             f"the settings file {path} has lines that are not NAME=value: {', '.join(wrong)}; a value with spaces may "
-            "be in quotes, and no value goes on in the next line"
+            "be in quotes, and no value goes on in the next line",
+            reason="settings_file_lines",
+            path=path,
         )
     return found
 
