@@ -271,6 +271,9 @@ def test_describe_says_it_in_the_language_asked_for(pgherald: Command, organisat
     organisation.scenario(name="first steps")
     assert pgherald("describe", "first steps").out == "Send at a person's 1st activity; at most once a week\n"
     assert pgherald("describe", "--locale", "nb").out.splitlines()[1].startswith("  Send ved en persons 1. aktivitet")
+    assert pgherald("describe", "first steps", "--locale", "nb_NO").out.startswith("Send ved en persons 1. aktivitet")
+    assert pgherald("describe", "first steps", "--locale", "NN").out.startswith("Send ved en persons 1. aktivitet")
+    assert pgherald("describe", "first steps", "--locale", "en-GB").out.startswith("Send at a person's 1st activity")
     assert pgherald("describe", "--json").json[0]["name"] == "first steps"
 
 
@@ -278,6 +281,9 @@ def test_describe_says_it_in_the_language_asked_for(pgherald: Command, organisat
     ("arguments", "said"),
     [
         (["status", "--watch", "0"], "0.1 to 3600"),
+        (["status", "--locale", "de"], "--locale: is not a language that sentences are said in: en or nb"),
+        (["describe", "--locale", "xx"], "--locale: is not a language that sentences are said in: en or nb"),
+        (["describe", "--locale", "nbx"], "--locale: is not a language that sentences are said in: en or nb"),
         (["evaluate", "--scenario", "nowhere"], 'there is no scenario "nowhere"'),
         (["evaluate", "--now", "soon"], "2026-03-01T08:00+01:00"),
         (["preview"], "give either a SCENARIO or --definition FILE"),

@@ -84,6 +84,13 @@ def as_window(text: str) -> str:
     return text
 
 
+def as_locale(text: str) -> str:
+    """A language that sentences are said in, whose tag may name a country; nn and no are answered in nb."""
+    if text.lower().replace("_", "-").split("-")[0] not in ("en", "nb", "nn", "no"):
+        raise argparse.ArgumentTypeError("is not a language that sentences are said in: en or nb")
+    return text.replace("_", "-")
+
+
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings of the environment, or of the file that the arguments name, as `pgherald run` reads them."""
     path: Path | None = arguments.settings_file

@@ -12,6 +12,7 @@ import orjson
 from pgherald.commands.command import (
     AT,
     SCENARIO,
+    as_locale,
     as_moment,
     as_uuid,
     as_window,
@@ -306,7 +307,7 @@ def _add_describe(commands: Commands) -> None:
         "Says what a scenario does in one sentence, in English or Norwegian; without SCENARIO all of them.",
     )
     parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help=SCENARIO)
-    parser.add_argument("--locale", default="en", help="en or nb (default: en)")
+    parser.add_argument("--locale", type=as_locale, default="en", help="en or nb (default: en)")
 
 
 def _describe(arguments: argparse.Namespace) -> int:
