@@ -219,7 +219,15 @@ def test_preview_of_a_definition_that_is_not_saved(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "No such file"), ("{", "not JSON"), ("[1]", "not a JSON object"), ('{"a": 1}', 'unknown column "a"')],
+    [
+        (None, "No such file"),
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"a": 1}', 'unknown column "a"'),
+        (r'{"name": "a\u0000b"}', r"scenario.json: a text in it has a \u0000, which Postgres"),
+        (r'{"params": {"\\\u0000": [1]}}', r"a text in it has a \u0000"),
+        (r'{"a\\u0000": 1}', r'unknown column "a\u0000"'),
+    ],
 )
 def test_a_definition_that_is_none_is_refused(
     pgherald: Command, tmp_path: Path, content: str | None, said: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -124,6 +125,10 @@ def _subject(operations: Operations, arguments: argparse.Namespace) -> tuple[UUI
     return definition, str(definition.get("name", "this definition"))
 
 
+#: The escape of a NUL in a JSON text; a backslash before it may itself be escaped.
+_NUL: Final = re.compile(rb"(?<!\\)(\\\\)*\\u0000")
+
+
 def _read_definition(path: str) -> dict[str, Any]:
     try:
         content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
@@ -139,6 +144,8 @@ def _read_definition(path: str) -> dict[str, Any]:
             f'--definition {path}: not a JSON object; for example {{"scenario_type": "inactivity", "organisation_id": '
             '"<uuid>", "name": "quiet mentors", "params": {"days": 30}}'
         )
+    if _NUL.search(content):
+        raise UsageError(f"--definition {path}: a text in it has a \\u0000, which Postgres does not take: leave it out")
     return definition
 
 
