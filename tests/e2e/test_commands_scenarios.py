@@ -319,9 +319,13 @@ def test_two_scenarios_of_one_name_are_told_apart(pgherald: Command, organisatio
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 def test_a_window_that_is_none_is_refused_as_such(pgherald: Command, organisation: Organisation) -> None:
     organisation.scenario(name="first steps")
-    answer = pgherald("preview", "first steps", "--window", "a while")
-    assert (answer.code, answer.out) == (2, "")
-    assert "interval" in answer.err
+    for window in ("a while", "5 foos", "99999999999999 years"):
+        answer = pgherald("preview", "first steps", "--window", window)
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err == f"pgherald: --window '{window}' is no length of time; for example --window '7 days'\n"
+    longer = pgherald("preview", "first steps", "--window", "2 years")
+    assert (longer.code, longer.out) == (2, "")
+    assert "a window of up to a year" in longer.err
     seconds = pgherald("preview", "first steps", "--window", "2")  # to Postgres that is two seconds
     assert (seconds.code, seconds.out) == (2, "")
     assert "has no unit; for example '2 days'" in seconds.err

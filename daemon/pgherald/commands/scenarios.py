@@ -169,6 +169,8 @@ def _add_preview(commands: Commands) -> None:
 def _preview(arguments: argparse.Namespace) -> int:
     with connected(arguments) as operations:
         subject, name = _subject(operations, arguments)
+        if not operations.is_interval(arguments.window):
+            raise UsageError(f"--window '{arguments.window}' is no length of time; for example --window '7 days'")
         found = operations.preview(subject, arguments.now, arguments.window)
     if arguments.json:
         say(as_json(found))
