@@ -264,6 +264,16 @@ def test_backtest_draws_days_and_names_whom_it_would_have_reached_most(
     assert len(pgherald("backtest", "after a contact", "--days", "365").out.splitlines()) < 30
 
 
+def test_a_backtest_over_more_days_than_there_are_is_refused(pgherald: Command, organisation: Organisation) -> None:
+    organisation.scenario(name="first steps")
+    longest = pgherald("backtest", "first steps", "--from", "2015-01-01", "--to", "2025-01-08")
+    assert (longest.code, longest.err) == (0, "")
+    for arguments in (("--from", "0001-01-01"), ("--from", "2015-01-01", "--to", "2025-01-09")):
+        answer = pgherald("backtest", "first steps", *arguments)
+        assert (answer.code, answer.out) == (2, "")
+        assert "--from lies more than 3,660 days before the end" in answer.err
+
+
 def test_why_lists_every_check_with_its_numbers(pgherald: Command, organisation: Organisation) -> None:
     organisation.scenario("inactivity", {"days": 30}, name="quiet mentors")
     person = organisation.mentor("device", registered="29 days 23 hours")
@@ -296,6 +306,7 @@ def test_describe_says_it_in_the_language_asked_for(pgherald: Command, organisat
         (["evaluate", "--now", "soon"], "2026-03-01T08:00+01:00"),
         (["preview"], "give either a SCENARIO or --definition FILE"),
         (["preview", "x", "--definition", "y"], "give either a SCENARIO or --definition FILE"),
+        (["backtest", "x", "--days", "28", "--from", "2026-03-01"], "--from: not allowed with argument --days"),
         (["why", "somebody", "inactivity"], "is not a uuid"),
         (["why", "00000000-0000-0000-0000-000000000001", "boredom"], "known: expiry, follow_up, inactivity, milestone"),
         (["describe", "nowhere"], 'there is no scenario "nowhere"'),

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from pgherald.screen import Screen
 
 
+DAYS_MAX: Final = 3660
+"""A backtest goes over so many days at most."""
+
+
 def add_parsers(commands: Commands) -> None:
     """Add these commands to the program's."""
     _add_evaluate(commands)
@@ -220,8 +224,9 @@ def _add_backtest(commands: Commands) -> None:
         "let through, and who would have got most. Quiet hours, devices and caps are left aside; nothing is written.",
     )
     _add_definition(parser)
-    parser.add_argument("--days", type=whole(1, 3660, "a number"), default=28, help="days back (default: 28)")
-    parser.add_argument("--from", dest="begin", type=as_moment, metavar="MOMENT", help=f"instead of --days: {AT}")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--days", type=whole(1, DAYS_MAX, "a number"), help="days back (default: 28)")
+    begin.add_argument("--from", dest="begin", type=as_moment, metavar="MOMENT", help=f"instead of --days: {AT}")
     parser.add_argument("--to", dest="end", type=as_moment, metavar="MOMENT", help="until then (default: now)")
 
 
@@ -229,9 +234,11 @@ def _backtest(arguments: argparse.Namespace) -> int:
     with connected(arguments) as operations:
         subject, name = _subject(operations, arguments)
         end = arguments.end or operations.outbox().now
-        begin = arguments.begin or end - timedelta(days=arguments.days)
+        begin = arguments.begin or end - timedelta(days=arguments.days or 28)
         if begin >= end:
             raise UsageError("--from must lie before --to")
+        if end - begin > timedelta(days=DAYS_MAX):
+            raise UsageError(f"--from lies more than {DAYS_MAX:,} days before the end: give a later one")
         rows = operations.backtest(subject, begin, end)
     if arguments.json:
         say(as_json(rows))
