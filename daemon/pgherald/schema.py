@@ -491,6 +491,8 @@ def _explain(error: psycopg.Error) -> str:
     lines = [f"migrate stopped{f' in {where}' if where else ''}, nothing was changed: {what}"]
     if error.diag.message_hint:
         lines.append(f"  {error.diag.message_hint}")
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        lines.append("  This server only reads (a standby?): PGHERALD_DATABASE_URL must name the primary")
     return "\n".join(lines)
 
 

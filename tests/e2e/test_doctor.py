@@ -9,15 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgherald import schema
+from pgherald.devices import token_giver
 from pgherald.doctor import database as examination
 from pgherald.doctor import flow, servers, shipped
 from pgherald.emulator.client import emulator_process
+from pgherald.oauth import load_credentials
 from tests.support.certificates import Authority, Identity
 from tests.support.command import Command
 from tests.support.daemon import PATIENCE, running_daemon, wait_for
@@ -71,6 +74,7 @@ def test_a_sound_chain_has_no_problem_and_each_link_is_named(doctor: Command, em
     assert "a NOTIFY comes back on the listening connection" in answer.out
     assert "the functions are those that this program ships" in answer.out
     assert "the database and this machine agree on the time" in answer.out
+    assert f"{urlsplit(emulator.endpoint).netloc} gives an access token for them" in answer.out
     assert "FCM takes a message for project demo (validate_only, nothing sent)" in answer.out
     assert "nothing reaches a phone" in answer.text, "an emulator is not Google, and it says so"
     assert emulator.messages() == []
@@ -538,7 +542,8 @@ def test_a_clock_two_hours_off_is_found_and_blamed_for_the_key_that_google_refus
     assert set(found) == {"database_clock", "fcm_clock", "oauth"}
     assert re.search(r"the database's clock is (2 h|120 min) behind this machine's", found["database_clock"]["what"])
     assert re.search(r"FCM's clock is (2 h|120 min) behind this machine's", found["fcm_clock"]["what"])
-    assert re.search(r"because this machine's clock is (2 h|120 min) off", found["oauth"]["what"])
+    no_token = r"127\.0\.0\.1:\d+ gives no access token, because this machine's clock is (2 h|120 min) off"
+    assert re.match(no_token, found["oauth"]["what"])
     assert found["oauth"]["remedy"] == "timedatectl set-ntp true"
 
 
@@ -559,6 +564,24 @@ def _as_a_process(settings: dict[str, str], **environment: str) -> Any:
 # Firebase Cloud Messaging.
 
 
+@pytest.mark.parametrize(
+    ("token_uri", "giver"),
+    [
+        ("https://oauth2.googleapis.com/token", "Google"),
+        ("https://accounts.google.com/o/oauth2/token", "Google"),
+        ("https://notgoogle.com/token", "notgoogle.com"),
+        ("http://127.0.0.1:9499/token", "127.0.0.1:9499"),
+    ],
+)
+def test_google_is_named_only_where_it_is_google_that_gives_access_tokens(
+    emulator: EmulatorProcess, tmp_path: Path, token_uri: str, giver: str
+) -> None:
+    path = tmp_path / "fcm.json"
+    path.write_text(json.dumps({**json.loads(emulator.credentials_path.read_text()), "token_uri": token_uri}))
+    credentials, _ = load_credentials(path, None)
+    assert token_giver(credentials) == giver
+
+
 @on_18
 def test_a_wrong_key_is_found(settings: dict[str, str], tmp_path: Path) -> None:
     """Of another emulator: the account is unknown to this one."""
@@ -568,7 +591,7 @@ def test_a_wrong_key_is_found(settings: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "wrong.json").write_text(json.dumps({**mine, "private_key": key["private_key"]}))
     doctor = Command({**settings, "PGHERALD_FCM_CREDENTIALS": str(tmp_path / "wrong.json")})
     what, remedy = problems(doctor)["oauth"]
-    assert "it does not accept this key" in what
+    assert re.match(r"127\.0\.0\.1:\d+ gives no access token: it does not accept this key", what)
     assert "Generate new private key" in remedy
     answer = doctor("doctor")
     assert "PRIVATE KEY" not in answer.out

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from pgherald.commands.command import as_seconds, command, connected, say, settings_of, terminal, whole
+from pgherald.commands.command import as_locale, as_seconds, command, connected, say, settings_of, terminal, whole
 from pgherald.config import Scheduler
 from pgherald.screen import Colour, ago, as_json, count, cut, listed, short, span
 
@@ -44,7 +44,9 @@ def _add_status(commands: Commands) -> None:
         "judges).",
     )
     parser.add_argument("--hours", type=whole(1, 8760, "a number"), default=24, help="count this many (default: 24)")
-    parser.add_argument("--locale", default="en", help="language of the sentences: en or nb (default: en)")
+    parser.add_argument(
+        "--locale", type=as_locale, default="en", help="language of the sentences: en or nb (default: en)"
+    )
     parser.add_argument(
         "--watch",
         type=as_seconds,
