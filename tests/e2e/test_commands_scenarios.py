@@ -282,6 +282,9 @@ def test_a_backtest_over_more_days_than_there_are_is_refused(pgherald: Command, 
         answer = pgherald("backtest", "first steps", *arguments)
         assert (answer.code, answer.out) == (2, "")
         assert "--from lies more than 3,660 days before the end" in answer.err
+    answer = pgherald("backtest", "first steps", "--to", "0001-01-02")
+    assert (answer.code, answer.out) == (2, "")
+    assert "--to lies too early" in answer.err
 
 
 def test_why_lists_every_check_with_its_numbers(pgherald: Command, organisation: Organisation) -> None:

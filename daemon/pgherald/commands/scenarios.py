@@ -234,7 +234,10 @@ def _backtest(arguments: argparse.Namespace) -> int:
     with connected(arguments) as operations:
         subject, name = _subject(operations, arguments)
         end = arguments.end or operations.outbox().now
-        begin = arguments.begin or end - timedelta(days=arguments.days or 28)
+        try:
+            begin = arguments.begin or end - timedelta(days=arguments.days or 28)
+        except OverflowError:
+            raise UsageError("--to lies too early for so many days before it: give a later one") from None
         if begin >= end:
             raise UsageError("--from must lie before --to")
         if end - begin > timedelta(days=DAYS_MAX):
