@@ -461,6 +461,8 @@ class Http2Connection:
                 self._streams_max = min(value, STREAMS_MAX)
             elif setting == INITIAL_WINDOW_SIZE:
                 self._stream_window = value
+        if self._unwritten:
+            self._write_soon()
         self._link.write(write_frame(SETTINGS, ACK, 0, b""))
         self._expects = None
         if not self._greeted.done():

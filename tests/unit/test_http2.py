@@ -269,6 +269,19 @@ async def test_a_body_that_no_request_may_have_is_not_sent_and_cancelled_it_had_
     assert dict(server.begun) == {"small": 1}
 
 
+async def test_a_body_that_waits_is_sent_when_the_server_allows_it(pem: Path) -> None:
+    server = Http2Server(settings={SettingCodes.INITIAL_WINDOW_SIZE: 1})
+    async with road_to(server, pem) as road:
+        assert await road.say("small", mark=b"x") == "answered"
+        task = asyncio.create_task(road.say("one", within=5.0))
+        for _ in range(3):  # turns of the loop: it has been handed over, and was not written
+            await asyncio.sleep(0)
+        server.peers[0].link.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 65_535})
+        await server.peers[0].flush()
+        assert await task == "answered"
+    assert len(server.peers) == 1
+
+
 async def test_a_request_cancelled_on_its_way_is_not_said_to_be_unsent(pem: Path) -> None:
     server = Http2Server(hold={"one"})
     async with road_to(server, pem) as road:
