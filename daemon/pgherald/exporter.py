@@ -44,7 +44,7 @@ ANSWER_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 90.0  # between two requests of one connection: longer than Prometheus' usual scrape interval
 MOST_CONNECTIONS: Final = 64
 MOST_HEADER_BYTES: Final = 8192
-TELL_SECONDS: Final = 60.0  # at most so often is it logged that TLS refused a client
+TELL_SECONDS: Final = 60.0  # at most so often is it logged what came of a client
 
 
 @unique
@@ -222,6 +222,9 @@ class _Server:
             pass  # too slow, or gone: there is nobody to tell
         except ssl.SSLError as error:
             await self._refuse(stream, error)
+        except h11.LocalProtocolError as error:  # a mistake of ours, which must not cost more than this connection
+            if self._may_tell():
+                log.error("exporter_answer_failed", exception=describe_exception(error))
         finally:
             self._connections.pop(connection, None)
             await anyio.aclose_forcefully(stream)
@@ -234,10 +237,17 @@ class _Server:
         with anyio.fail_after(ANSWER_SECONDS):
             await secured.farewell()
 
+    def _may_tell(self) -> bool:
+        """Whether what came of a client may be logged, after which it may not for a while."""
+        now = anyio.current_time()
+        if now - self._told_at < TELL_SECONDS:
+            return False
+        self._told_at = now
+        return True
+
     async def _refuse(self, stream: anyio.abc.SocketStream, error: ssl.SSLError) -> None:
         """A client that speaks no TLS, brings no certificate that is good here, or does not take ours."""
-        if anyio.current_time() - self._told_at >= TELL_SECONDS:
-            self._told_at = anyio.current_time()
+        if self._may_tell():
             log.warning("metrics_client_refused", reason=error.reason or "TLS")
         if error.reason == "HTTP_REQUEST":
             with suppress(anyio.BrokenResourceError), anyio.move_on_after(ANSWER_SECONDS):
@@ -247,6 +257,7 @@ class _Server:
         patience, going_on = REQUEST_SECONDS, True
         while going_on:
             connection.asking = True
+            request: h11.Request | None = None
             try:
                 request = await connection.request(patience)
                 if request is None:
@@ -254,7 +265,7 @@ class _Server:
                 close = connection.has_body()
             except h11.RemoteProtocolError as error:
                 refusal = _Answer(error.error_status_hint, b"not a request that is understood here\n")
-                await connection.answer(refusal, with_body=True, close=True)
+                await connection.answer(refusal, with_body=request is None or request.method != b"HEAD", close=True)
                 return
             connection.asking = False
             going_on = await connection.answer(self._respond(request), with_body=request.method != b"HEAD", close=close)

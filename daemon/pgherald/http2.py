@@ -155,12 +155,13 @@ class _Block(NamedTuple):
 class _Stream:
     """One request and its answer; `number` is 0 until it is written."""
 
-    __slots__ = ("answer", "body", "connection", "head", "number", "received", "request_head")
+    __slots__ = ("answer", "body", "connection", "deadline", "head", "number", "received", "request_head")
 
-    def __init__(self, connection: Http2Connection, request_head: bytes, body: bytes) -> None:
+    def __init__(self, connection: Http2Connection, request_head: bytes, body: bytes, deadline: float) -> None:
         self.connection = connection
         self.request_head = request_head
         self.body = body
+        self.deadline = deadline
         self.number = 0
         self.answer: asyncio.Future[Response | Code | None] = asyncio.get_running_loop().create_future()
         self.head: Head | None = None
@@ -266,7 +267,7 @@ class Http2Connection:
         head = request_head(url, fields)
         if self.room == 0 or len(head) >= FRAME_MAX:
             return None
-        stream = _Stream(self, head, body)
+        stream = _Stream(self, head, body, deadline)
         self._unwritten.append(stream)
         self._write_soon()
         self._deadlines.add(stream, deadline)
@@ -329,9 +330,12 @@ class Http2Connection:
         self._writes = False
         if not self.look():  # a goodbye that has come meanwhile
             return
+        now = time.monotonic()
         begun: list[_Stream] = []
         waiting: list[_Stream] = []
         for stream in self._unwritten:
+            if stream.deadline <= now:  # no timer has told it yet where the process was stopped meanwhile
+                stream.end(None)
             if stream.answer.done():  # its time ended, or it was cancelled, in this very turn
                 continue
             if len(stream.body) > min(self._window, self._stream_window):
@@ -461,6 +465,8 @@ class Http2Connection:
                 self._streams_max = min(value, STREAMS_MAX)
             elif setting == INITIAL_WINDOW_SIZE:
                 self._stream_window = value
+        if self._unwritten:
+            self._write_soon()
         self._link.write(write_frame(SETTINGS, ACK, 0, b""))
         self._expects = None
         if not self._greeted.done():

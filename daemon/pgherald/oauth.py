@@ -2,7 +2,8 @@
 
 google-auth knows the kinds of credentials and signs; it blocks, so it runs in a worker thread. Its HTTP calls are
 carried back onto the event loop, where one deadline holds for a whole call: a token endpoint that hangs or drips costs
-a refresh, never the daemon. Sending reads a cached string; `OAuth.run` renews it well before it expires.
+a refresh, never the daemon. Sending reads a cached string; `OAuth.run` renews it well before it expires, and at once
+when FCM does not take it.
 
 No text here repeats a credentials file, a token, or what a token endpoint said beyond its error code.
 """
@@ -111,7 +112,11 @@ class _Granted:
 
 
 class OAuth:
-    """Gives out the access token for FCM. One at a time asks the token endpoint; the others wait for what it gets."""
+    """Gives out the access token for FCM. One at a time asks the token endpoint; the others wait for what it gets.
+
+    Where `run` is at work nobody else asks, but for `adopt`: no sender's deadline ends what all wait for. Without it,
+    as in a command, whoever needs a token does.
+    """
 
     def __init__(
         self, credentials: Credentials, *, ssl_context: ssl.SSLContext | None = None, rng: Random | None = None
@@ -121,6 +126,10 @@ class OAuth:
         self._rng = rng or Random()
         self._lock = anyio.Lock()
         self._granted: _Granted | None = None
+        self._unwelcome = ""  # the token that FCM did not take, until there is another
+        self._runs = False
+        self._wanted = anyio.Event()  # wakes `run`
+        self._asked = anyio.Event()  # when the endpoint has been asked the next time
         self._failures = 0
         self._last_reason = ""
         self._wait_until = 0.0
@@ -139,14 +148,21 @@ class OAuth:
 
     async def token(self) -> str:
         """A token that is good for a while yet: the cached one, or else a new one. Raises NoOAuthToken."""
-        return self.cached or await self._renew(self._granted.token if self._granted is not None else "")
+        return self.cached or await self._newer(self._current)
 
     async def refresh(self, stale: str) -> str:
         """A token other than `stale`, which FCM did not take: what is there by now, or a new one. Raises NoOAuthToken.
 
         At most one renewal a second is made for this: an FCM that takes no token at all is not helped by more of them.
+        Where `run` is at work it goes on until it has one, whoever gives up waiting.
         """
-        return await self._renew(stale, forced=True)
+        if stale == self._current != self._unwelcome:
+            now = time.monotonic()
+            if now - self._forced_at < FORCED_PAUSE:
+                raise NoOAuthToken("renewed_a_moment_ago")
+            self._forced_at = now
+            self._unwelcome = stale
+        return await self._newer(stale)
 
     async def adopt(self, credentials: Credentials) -> None:
         """Ask with other credentials from now on, and at once.
@@ -155,47 +171,80 @@ class OAuth:
         """
         async with self._lock:
             self._credentials = credentials
-            self._wait_until = 0.0
-            stale = self._granted.token if self._granted is not None else ""
-        await self._renew(stale)
+            await self._renew()
+            self._check()
 
     async def run(self) -> NoReturn:
-        """Renew the token ahead of its expiry, for ever; failures are logged and tried again within seconds."""
-        while True:
-            granted = self._granted
-            due = max(granted.renew_at if granted is not None else 0.0, self._wait_until)
-            if (wait := due - time.monotonic()) > 0:
-                await anyio.sleep(wait)
-                continue
-            try:
-                await self._renew(granted.token if granted is not None else "")
-            except NoOAuthToken as error:
-                usable = granted is not None and time.monotonic() < granted.usable_until
-                (log.warning if usable else log.error)("oauth_refresh_failed", reason=error.reason)
+        """Renew the token ahead of its expiry, and when it is unwelcome, for ever; failures are logged and tried again
+        within seconds."""
+        self._runs = True
+        try:
+            while True:
+                self._wanted = anyio.Event()
+                if (wait := self._due() - time.monotonic()) > 0:
+                    with anyio.move_on_after(wait):
+                        await self._wanted.wait()
+                    continue
+                async with self._lock:
+                    if self._due() > time.monotonic():  # `adopt` has asked meanwhile
+                        continue
+                    await self._renew()
+                    if self._failures > 0:
+                        usable = self.cached not in ("", self._unwelcome)
+                        (log.warning if usable else log.error)("oauth_refresh_failed", reason=self._last_reason)
+        finally:
+            self._runs = False
 
-    async def _renew(self, stale: str, *, forced: bool = False) -> str:
-        async with self._lock:
-            now = time.monotonic()
-            granted = self._granted
-            if granted is not None and granted.token != stale and now < granted.usable_until:
-                return granted.token
-            if now < self._wait_until:
-                raise NoOAuthToken(self._last_reason)
-            if forced:
-                if now - self._forced_at < FORCED_PAUSE:
-                    raise NoOAuthToken("renewed_a_moment_ago")
-                self._forced_at = now
-            try:
-                granted = await self._ask()
-            except NoOAuthToken as error:
-                self._failures += 1
-                self._last_reason = error.reason
-                self._wait_until = time.monotonic() + reconnect_delay(self._failures, self._rng)
-                raise
+    @property
+    def _current(self) -> str:
+        """The token that is there, good or not; else an empty string."""
+        return self._granted.token if self._granted is not None else ""
+
+    def _due(self) -> float:
+        """When to ask the endpoint next, by time.monotonic()."""
+        granted = self._granted
+        soon = granted is None or granted.token == self._unwelcome
+        return max(0.0 if granted is None or soon else granted.renew_at, self._wait_until)
+
+    async def _newer(self, stale: str) -> str:
+        """A token other than `stale`, if need be what the endpoint gives when it is asked next. Raises NoOAuthToken."""
+        if self.cached not in ("", stale):
+            return self.cached
+        if time.monotonic() < self._wait_until:
+            raise NoOAuthToken(self._last_reason)
+        asked = self._asked
+        if self._runs:
+            self._wanted.set()
+            await asked.wait()
+        else:
+            async with self._lock:
+                if not asked.is_set():
+                    await self._renew()
+        self._check()
+        return self._current
+
+    def _check(self) -> None:
+        """Raise NoOAuthToken if the endpoint gave none when it was asked last."""
+        if self._failures > 0:
+            raise NoOAuthToken(self._last_reason)
+
+    async def _renew(self) -> None:
+        """Ask the endpoint, keep what it gives or why it gives nothing, and let those go on who wait for that.
+
+        Whoever calls this has the lock.
+        """
+        try:
+            self._granted = await self._ask()
+        except NoOAuthToken as error:
+            self._failures += 1
+            self._last_reason = error.reason
+            self._wait_until = time.monotonic() + reconnect_delay(self._failures, self._rng)
+        else:
             self._failures = 0
             self._wait_until = 0.0
-            self._granted = granted
-            return granted.token
+            self._unwelcome = ""
+        asked, self._asked = self._asked, anyio.Event()
+        asked.set()
 
     async def _ask(self) -> _Granted:
         """One call of the token endpoint, in a thread that is left behind if it does not end in time."""

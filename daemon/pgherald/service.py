@@ -98,7 +98,8 @@ def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
 
     `settings_file` has more variables, which go before those of the environment; SIGHUP has it read again.
     """
-    faulthandler.enable()  # where each thread stood when the watchdog's SIGABRT came
+    _hold_standard_files()
+    faulthandler.enable(file=2)  # where each thread stood when the watchdog's SIGABRT came
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
 
     def environment() -> dict[str, str]:
@@ -112,6 +113,13 @@ def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
     gc.set_threshold(GC_THRESHOLD)
     anyio.run(_run, settings, environment, backend_options={"use_uvloop": True})
     return 0
+
+
+def _hold_standard_files() -> None:
+    """Nothing of ours may take the place of a standard file that is closed: libuv aborts when it closes one of them."""
+    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(file)
 
 
 def _read_settings_file(path: Path | None) -> dict[str, str]:

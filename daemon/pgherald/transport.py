@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ADDRESS_PATIENCE: Final = 0.5
-"""Seconds for one address of a server before the next is tried: a broken IPv6 costs this once, not every connection."""
+"""Seconds for one address of a server before the next is tried: a broken one costs this once, not every connection."""
 
 CONNECTING_MAX: Final = 32
 """Connections of HTTP/1.1 made at once: with five hundred begun together on a slow machine, each handshake would be
@@ -64,6 +64,8 @@ class _Server:
     port: int
     tls: bool
     free: dict[Connection, None] = field(default_factory=dict)
+    # When each address failed last (time.monotonic()) since one worked, and -inf for that one.
+    tried: dict[str, float] = field(default_factory=dict)
     connecting: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(1, fast_acquire=True))
     speaks_http1: bool = False
 
@@ -104,7 +106,6 @@ class HttpTransport:
         self._servers: dict[str, _Server] = {}
         self._all: set[Connection] = set()
         self._deadlines = Deadlines()
-        self._worked: dict[str, str] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -162,7 +163,10 @@ class HttpTransport:
             server.connecting.release()
 
     async def _connected(self, server: _Server, deadline: float) -> Connection:
-        """A new connection: to the address that worked last, or else to each in turn, the last with all patience."""
+        """A new connection: to the address that worked last, or else to each in turn, the last with all patience.
+
+        Those that did not work come behind the others, so many of them are got over in a few sends.
+        """
         try:
             with anyio.move_on_after(deadline - time.monotonic()):
                 addresses = await self._resolve(server)
@@ -170,16 +174,17 @@ class HttpTransport:
                     patience = ADDRESS_PATIENCE if address is not addresses[-1] else None
                     with suppress(OSError), anyio.move_on_after(patience):
                         connection = await self._connect(server, address)
-                        self._worked[server.host] = address
+                        server.tried = {address: float("-inf")}
                         return connection
+                    server.tried[address] = time.monotonic()
         except (OSError, ValueError):  # an impossible host name is a ValueError
             pass
         raise NotSent
 
     async def _resolve(self, server: _Server) -> list[str]:
         found = await asyncio.get_running_loop().getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
-        last = self._worked.get(server.host)
-        return sorted(dict.fromkeys(str(address[0]) for *_, address in found), key=lambda address: address != last)
+        addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+        return sorted(addresses, key=lambda address: server.tried.get(address, 0.0))
 
     async def _connect(self, server: _Server, address: str) -> Connection:
         link = await Link.open(address, server.port, self._ssl_context if server.tls else None, server.host)

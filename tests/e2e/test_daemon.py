@@ -352,6 +352,21 @@ def test_a_second_daemon_on_the_same_spool_does_not_start(
     assert str(daemon.pid) in second.log
 
 
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+@pytest.mark.parametrize("closed", ["2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_daemon_started_with_closed_files_sends_and_stops_in_order(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path, closed: str
+) -> None:
+    organisation.scenario()
+    organisation.activity(organisation.mentor("phone-1"))
+    wrapper = ("sh", "-c", f'exec "$@" {closed}', "sh")
+    with running_daemon(database.daemon_dsn, emulator, tmp_path, ready=False, wrapper=wrapper) as daemon:
+        wait_for(lambda: organisation.notifications() or daemon.process.poll() is not None)
+        assert len(emulator.messages()) == 1
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.log
+
+
 def test_nothing_secret_is_in_the_log(
     organisation: Organisation, database: Database, emulator: EmulatorProcess, tmp_path: Path
 ) -> None:

@@ -127,8 +127,11 @@ def running_daemon(
     *,
     ready: bool = True,
     arguments: Sequence[str] = (),
+    wrapper: Sequence[str] = (),
 ) -> Iterator[Daemon]:
     """Run a daemon with its state and log in `directory`; ready when the block begins, unless told not to wait.
+
+    `wrapper` is a command that becomes the one that it is given.
 
     A block that ended well fails all the same if a secret shows in what the daemon wrote.
     """
@@ -149,7 +152,7 @@ def running_daemon(
     with log_path.open("ab") as log:
         log_start = log.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "pgherald.cli", "run", *arguments],
+            [*wrapper, sys.executable, "-m", "pgherald.cli", "run", *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -23,6 +23,7 @@ from tests.support.daemon import PATIENCE
 from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import AsyncIterator
 
     from anyio.abc import SocketStream
@@ -163,11 +164,15 @@ async def test_a_body_is_not_waited_for() -> None:
         (b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000, 431),
         (b"GET /" + b"y" * 9000, 431),
         (b"GET /healthz HTTP/1.0\r\n\r\n", 200),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n", 400),  # no chunk
+        (b"HEAD /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n", 400),
     ],
 )
 async def test_what_is_no_good_request_gets_an_answer_and_the_connection_ends(request_: bytes, expected: int) -> None:
     async with running() as server:
-        assert (await server.ask(request_))[0] == expected
+        status, _, body = await server.ask(request_)
+        assert status == expected
+        assert bool(body) is not request_.startswith(b"HEAD")
 
 
 @given(st.binary(max_size=300))
@@ -180,6 +185,59 @@ async def test_any_bytes_leave_it_answering(data: bytes) -> None:
         await read_until_cut_off(client)
         await client.aclose()
         assert (await server.get("/healthz"))[0] == 200
+
+
+METHODS = st.sampled_from([b"HEAD", b"GET", b"POST", b"CONNECT", b"get", b""])
+TARGETS = st.sampled_from([b"/metrics", b"/readyz", b"*", b"x:1", b"\xff", b""])
+VERSIONS = st.sampled_from([b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b""])
+HEADERS = st.sampled_from(
+    [
+        b"Transfer-Encoding: chunked",
+        b"Transfer-Encoding: gzip",
+        b"Content-Length: 3",
+        b"Content-Length: -1",
+        b"Connection: close",
+        b"Connection: upgrade\r\nUpgrade: h2c",
+        b"Expect: 100-continue",
+        b"Host: y",
+        b"No colon",
+        b" folded",
+    ]
+)
+BODIES = st.sampled_from([b"", b"abc", b"ZZZ\r\n", b"3\r\nabc\r\n0\r\n\r\n", b"3\r\nabcdef", b"\x00\r\n\r\n"])
+REQUESTS = st.builds(
+    lambda line, headers, body: b"\r\n".join([b" ".join(line), b"Host: x", *headers, b"", body]),
+    st.tuples(METHODS, TARGETS, VERSIONS),
+    st.lists(HEADERS, max_size=2),
+    BODIES,
+)
+
+
+@given(clients=st.lists(st.lists(REQUESTS, min_size=1, max_size=3), min_size=10, max_size=20))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+async def test_malformed_requests_leave_it_answering(clients: list[list[bytes]], logged: io.StringIO) -> None:
+    async with running() as server:
+        for requests in clients:
+            async with await server.connect() as client:
+                await client.send(b"".join(requests))
+                await client.send_eof()
+                await read_until_cut_off(client)
+        assert (await server.get("/healthz"))[0] == 200
+    assert not logged.getvalue()
+
+
+async def test_an_answer_that_cannot_be_given_ends_one_connection_and_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, logged: io.StringIO
+) -> None:
+    monkeypatch.setattr(exporter, "CONTENT_TYPE", "two\r\nlines")
+    async with running() as server:
+        for _ in range(3):
+            async with await server.connect() as client:
+                await client.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert await read_until_cut_off(client) == 0
+        assert (await server.get("/healthz"))[0] == 200
+    (line,) = logged.getvalue().splitlines()
+    assert json.loads(line)["event"] == "exporter_answer_failed"
 
 
 async def test_a_connection_is_kept_for_the_next_scrape_and_takes_pipelined_ones() -> None:

@@ -42,6 +42,8 @@ NO_ERROR: Final = 0
 CANCEL: Final = 8
 REFUSED_STREAM: Final = 7
 
+LOOPS: Final = tuple(("asyncio", {"use_uvloop": use}) for use in (False, True))
+
 
 async def test_what_arrives_is_the_request_and_what_comes_back_is_the_answer(pem: Path) -> None:
     server = Http2Server()
@@ -267,6 +269,32 @@ async def test_a_body_that_no_request_may_have_is_not_sent_and_cancelled_it_had_
             await task
         assert await road.say("small", mark=b"x") == "answered"
     assert dict(server.begun) == {"small": 1}
+
+
+async def test_a_body_that_waits_is_sent_when_the_server_allows_it(pem: Path) -> None:
+    server = Http2Server(settings={SettingCodes.INITIAL_WINDOW_SIZE: 1})
+    async with road_to(server, pem) as road:
+        assert await road.say("small", mark=b"x") == "answered"
+        task = asyncio.create_task(road.say("one", within=5.0))
+        for _ in range(3):  # turns of the loop: it has been handed over, and was not written
+            await asyncio.sleep(0)
+        server.peers[0].link.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 65_535})
+        await server.peers[0].flush()
+        assert await task == "answered"
+    assert len(server.peers) == 1
+
+
+@pytest.mark.parametrize("anyio_backend", LOOPS, ids=("asyncio", "uvloop"))
+async def test_what_could_not_leave_before_its_deadline_is_not_sent(pem: Path) -> None:
+    server = Http2Server()
+    async with road_to(server, pem) as road:
+        assert await road.say("first") == "answered"
+        # The process is stopped in the turn of the loop that writes the request, which the turn before has handed over.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, time.sleep, 1.0)
+        assert await asyncio.create_task(road.say("late", within=0.5)) == "not sent"
+        assert await road.say("later") == "answered"
+    assert (server.begun["late"], len(server.peers)) == (0, 1)
 
 
 async def test_a_request_cancelled_on_its_way_is_not_said_to_be_unsent(pem: Path) -> None:

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,9 @@ from tests.support.raw_server import Peer, RawServer, http_answer, raw_server, u
 from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
@@ -101,9 +103,22 @@ async def test_a_token_is_fetched_once_and_then_read_from_memory(tmp_path: Path)
         assert server.seen(b"grant-type%3Ajwt-bearer") == 1
 
 
+@asynccontextmanager
+async def renewing(oauth: OAuth) -> AsyncIterator[None]:
+    """`OAuth.run` at work, as in the daemon; it has a first token when the block begins."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(oauth.run)
+        await until(lambda: bool(oauth.cached))
+        yield
+        tasks.cancel_scope.cancel()
+
+
 @anyio_test
-async def test_many_who_need_a_token_cause_one_request(tmp_path: Path) -> None:
-    async with endpoint(tmp_path, number) as (oauth, server):
+@pytest.mark.parametrize("around", [renewing, nullcontext], ids=["in the daemon", "in a command"])
+async def test_many_who_need_a_token_cause_one_request(
+    tmp_path: Path, around: Callable[[OAuth], AbstractAsyncContextManager[None]]
+) -> None:
+    async with endpoint(tmp_path, number) as (oauth, server), around(oauth):
         tokens: list[str] = []
 
         async def first() -> None:
@@ -132,6 +147,71 @@ async def test_a_storm_of_401_is_no_storm_of_renewals(tmp_path: Path, monkeypatc
             assert caught.value.reason == "renewed_a_moment_ago"
         assert len(server.peers) == 2
         assert await oauth.token() == "token-2"
+
+
+@anyio_test
+async def test_a_401_is_healed_by_an_endpoint_slower_than_all_who_wait_for_it(tmp_path: Path) -> None:
+    answering = asyncio.Event()
+
+    async def slow(peer: Peer, count: int) -> None:
+        if count > 1:
+            await answering.wait()
+        await number(peer, count)
+
+    async with endpoint(tmp_path, slow) as (oauth, server), renewing(oauth):
+        for _ in range(3):
+            with anyio.move_on_after(0.05) as gave_up:
+                await oauth.refresh("token-1")
+            assert gave_up.cancelled_caught
+        await until(lambda: len(server.peers) == 2)
+        answering.set()
+        await until(lambda: oauth.cached == "token-2")
+        assert len(server.peers) == 2
+
+
+@anyio_test
+async def test_after_a_401_each_failure_is_logged_once_and_tried_again_though_nobody_waits(
+    tmp_path: Path, logged: io.StringIO
+) -> None:
+    failing = 3
+
+    async def down_for_a_while(peer: Peer, count: int) -> None:
+        await peer.send(http_answer(503, b"") if 1 < count <= 1 + failing else granted(f"token-{count}"))
+
+    async with endpoint(tmp_path, down_for_a_while) as (oauth, server), renewing(oauth):
+        with pytest.raises(NoOAuthToken) as caught:
+            await oauth.refresh("token-1")
+        assert caught.value.reason == "http_503"
+        await until(lambda: oauth.cached == f"token-{failing + 2}")
+        assert len(server.peers) == failing + 2
+    lines = [json.loads(line) for line in logged.getvalue().splitlines()]
+    assert [(line["level"], line["event"], line["reason"]) for line in lines] == [
+        ("error", "oauth_refresh_failed", "http_503")
+    ] * failing
+
+
+@anyio_test
+async def test_an_endpoint_that_gives_the_same_token_again_is_asked_once_for_a_401(tmp_path: Path) -> None:
+    async def same(peer: Peer, _: int) -> None:
+        await peer.send(granted("token"))
+
+    async with endpoint(tmp_path, same) as (oauth, server), renewing(oauth):
+        assert await oauth.refresh("token") == "token"
+        with pytest.raises(NoOAuthToken) as caught:
+            await oauth.refresh("token")
+        assert caught.value.reason == "renewed_a_moment_ago"
+        assert len(server.peers) == 2
+
+
+@anyio_test
+async def test_other_credentials_are_asked_with_at_once_beside_the_renewal(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, number) as (oauth, _), renewing(oauth):
+        path = key_file(tmp_path / "other.json", token_uri="http://127.0.0.1:1/token")
+        with pytest.raises(NoOAuthToken) as caught:
+            await oauth.adopt(load_credentials(path, None)[0])
+        assert (caught.value.reason, oauth.cached) == ("unreachable", "token-1")
+        await oauth.adopt(load_credentials(tmp_path / "fcm.json", None)[0])
+        assert oauth.cached == "token-2"
 
 
 @pytest.fixture
@@ -329,7 +409,7 @@ async def test_one_who_gives_up_waiting_harms_nobody_else(tmp_path: Path) -> Non
                 await anyio.sleep(0.02)
                 impatient.cancel_scope.cancel()
             answering.set()
-        assert len(tokens) == 1
+        assert tokens == [oauth.cached] != [""]
 
 
 @anyio_test

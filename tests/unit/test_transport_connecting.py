@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from pgherald.fcm import NotSent, Unsure
+from pgherald.link import Link
 from pgherald.model import Code
 from pgherald.transport import ADDRESS_PATIENCE, HttpTransport
 from tests.support.posting import MARK, SECRET, post
@@ -174,3 +175,38 @@ async def test_an_address_that_does_not_answer_costs_once(monkeypatch: pytest.Mo
             assert max(took[1:]) < 0.2
         for filler in fillers:
             filler.close()
+
+
+async def test_addresses_that_do_not_answer_cost_once_each_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = [f"127.0.0.{n}" for n in range(2, 9)]
+    connect = Link.open
+    tried: list[str] = []
+
+    async def open_(address: str, *arguments: Any) -> Link:
+        tried.append(address)
+        if address in mute:
+            await anyio.sleep_forever()
+        return await connect(address, *arguments)
+
+    def resolve(_: str, port: int, *__: Any, **___: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in (*mute, "127.0.0.1")]
+
+    monkeypatch.setattr(Link, "open", open_)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    async with raw_server(answer_all) as server, HttpTransport(1) as road:
+        url = f"http://localhost:{server.port}/"
+        with pytest.raises(NotSent):
+            await road.post(url, {}, b"{}", time.monotonic() + 5.5 * ADDRESS_PATIENCE)
+        assert "127.0.0.1" not in tried
+        assert (await road.post(url, {"connection": "close"}, b"{}", time.monotonic() + 60)).status == 200
+        assert tried[-1] == "127.0.0.1"
+        assert len(tried) <= len(mute) + 2  # one was cut short by the deadline
+        server.peers[-1].close()
+        await server.peers[-1].closed.wait()
+        # What worked last is the first to be tried, and behind the others again once it works no more.
+        tried.clear()
+        mute.append("127.0.0.1")
+        for _ in range(2):
+            with pytest.raises(NotSent):
+                await road.post(url, {}, b"{}", time.monotonic() + 1.5 * ADDRESS_PATIENCE)
+        assert [address == "127.0.0.1" for address in tried] == [True, False, False, False]
