@@ -249,9 +249,10 @@ class OAuth:
     async def _ask(self) -> _Granted:
         """One call of the token endpoint, in a thread that is left behind if it does not end in time."""
         started = time.monotonic()
+        request = _OnTheLoop(self._ssl_context)
         try:
             with anyio.fail_after(CALL_BOUND):
-                token, expiry = await anyio.to_thread.run_sync(self._grant, abandon_on_cancel=True)
+                token, expiry = await anyio.to_thread.run_sync(self._grant, request, abandon_on_cancel=True)
         except TimeoutError:
             raise NoOAuthToken("timeout") from None
         except TransportError as error:
@@ -260,10 +261,12 @@ class OAuth:
             raise NoOAuthToken(_said(error)) from None
         except Exception:  # noqa: BLE001 - google-auth trips over odd answers in ways that it does not list
             raise NoOAuthToken("bad_answer") from None
+        finally:
+            request.abandon()
         return _granted(token, expiry, started)
 
-    def _grant(self) -> tuple[object, datetime | None]:
-        self._credentials.refresh(_OnTheLoop(self._ssl_context))  # type: ignore[no-untyped-call]
+    def _grant(self, request: Request) -> tuple[object, datetime | None]:
+        self._credentials.refresh(request)  # type: ignore[no-untyped-call]
         return self._credentials.token, self._credentials.expiry
 
 
@@ -306,12 +309,19 @@ class _HttpAnswer:
 class _OnTheLoop(Request):
     """google-auth's way of making an HTTP call, from its thread: the call itself is made on the event loop.
 
-    Its time-out is the caller's scope, whose cancellation reaches the call. Answers that google-auth would try again
-    on, sleeping in between, are errors here: `OAuth` does the waiting.
+    It has no time-out but `abandon`. Answers that google-auth would try again on, sleeping in between, are errors here:
+    `OAuth` does the waiting.
     """
 
     def __init__(self, ssl_context: ssl.SSLContext) -> None:
         self._ssl_context = ssl_context
+        self._abandoned = False
+        self._scope = anyio.CancelScope()  # of the call under way
+
+    def abandon(self) -> None:
+        """Nobody waits any more: end the call, also one that the thread is just about to make."""
+        self._abandoned = True
+        self._scope.cancel()
 
     def __call__(
         self,
@@ -322,7 +332,15 @@ class _OnTheLoop(Request):
         timeout: float | None = None,
         **kwargs: object,
     ) -> _HttpAnswer:
-        return anyio.from_thread.run(self._call, url, method, body, headers)
+        return anyio.from_thread.run(self._call_while_wanted, url, method, body, headers)
+
+    async def _call_while_wanted(
+        self, url: str, method: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> _HttpAnswer:
+        if not self._abandoned:
+            with anyio.CancelScope() as self._scope:
+                return await self._call(url, method, body, headers)
+        raise _NoAnswer("timeout")
 
     async def _call(self, url: str, method: str, body: bytes | None, headers: Mapping[str, str] | None) -> _HttpAnswer:
         try:

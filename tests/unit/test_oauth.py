@@ -388,6 +388,18 @@ async def test_stopping_while_the_endpoint_hangs_takes_no_time(tmp_path: Path) -
 
 
 @anyio_test
+async def test_whenever_it_is_stopped_no_call_is_left_behind(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, silence) as (oauth, _):
+        for turns in range(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(oauth.run)
+                for _ in range(turns):
+                    await asyncio.sleep(0.0002)
+                tasks.cancel_scope.cancel()
+            await until(no_thread_waits)
+
+
+@anyio_test
 async def test_one_who_gives_up_waiting_harms_nobody_else(tmp_path: Path) -> None:
     answering = asyncio.Event()
 
