@@ -198,10 +198,12 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_language text := lower(split_part(p_locale, '-', 1));
+  -- 'nb_NO', as phones and older databases write it, is 'nb-NO'
+  v_locale constant text := replace(p_locale, '_', '-');
+  v_language text := lower(split_part(v_locale, '-', 1));
   v_description jsonb;
 begin
-  if p_locale is null or p_locale !~ '^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$' then
+  if v_locale is null or v_locale !~ '^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$' then
     raise exception 'this is not a locale'
       using errcode = 'invalid_parameter_value', hint = 'pass a language tag: ''en'' or ''nb''; others are answered in English';
   end if;
