@@ -340,7 +340,7 @@ SCENARIO = (
         ("inactivity", {"day": 30}, 'unknown parameter "day"; it takes "days"', '{"days": 30'),
         ("inactivity", {}, 'parameter "days" is missing', '{"days": 30'),
         ("inactivity", {"days": "30"}, 'parameter "days" must be a whole number', '{"days": 30'),
-        ("milestone", {"counts": [50, 10]}, 'parameter "counts" must rise', '{"counts": [1, 10, 50]}'),
+        ("milestone", {"counts": []}, 'parameter "counts" must be a list', '{"counts": [1, 10, 50]}'),
         ("expiry", {"days_before": 30}, 'parameter "days_before" must be a list', '{"days_before": [30, 7, 1]}'),
         ("follow_up", {"activity_type": "contact"}, 'parameter "after_days" is missing', '"after_days": 3'),
         ("inactive", {"days": 30}, 'unknown scenario type "inactive"', "known: expiry, follow_up, inactivity"),
