@@ -77,7 +77,9 @@ def process_log() -> Iterator[Log]:
     """The process-wide log, for a test that sets it up as the daemon does; everything is put back afterwards."""
     handlers, strict = logging.getLogger().handlers[:], log.strict
     hooks = warnings.showwarning, sys.excepthook, threading.excepthook, sys.unraisablehook
+    pool, pool_level = logging.getLogger("psycopg.pool"), logging.getLogger("psycopg.pool").level
     yield log
+    pool.setLevel(pool_level)
     warnings.showwarning, sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     logging.getLogger().handlers[:] = handlers
     log.set_up(LogLevel.INFO, None, strict=strict)

@@ -1,8 +1,9 @@
 """The settings: one table of what they are, and the one place that reads them.
 
 `SETTINGS` is the source of README's table and of `pgherald --help`. `load_settings` reads an environment once and
-reports everything that is wrong with it together. No file is opened and no connection made here: whether the
-credentials, the database or the state directory are usable is found out by whoever uses them. Called by the commands.
+reports everything that is wrong with it together. No file but that of the settings is opened and no connection made
+here: whether the credentials, the database or the state directory are usable is found out by whoever uses them. Called
+by the commands.
 
 No message of this module repeats a value, because any of them may be a password pasted into the wrong line.
 """
@@ -318,7 +319,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             )
     problems += [_unknown(name) for name in sorted(environ) if _is_unknown(name)]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problems), reason="settings")
 
     def of(setting: Setting[T]) -> T:
         value: T = found[setting.name]
@@ -344,7 +345,26 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     )
 
 
-def parse_environment_file(text: str) -> dict[str, str]:
+def read_settings_file(path: Path) -> dict[str, str]:
+    """The variables of a settings file. Raises ConfigError with its path and what is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read the settings file {path}: {_why_unreadable(error)}",
+            reason="settings_file_unreadable",
+            path=path,
+        ) from None
+    return parse_environment_file(text, path)
+
+
+def _why_unreadable(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "it is not UTF-8 text" if isinstance(error, UnicodeError) else "this is not a path"
+
+
+def parse_environment_file(text: str, path: Path) -> dict[str, str]:
     """The variables of a file as systemd's EnvironmentFile= has it: NAME=value lines, perhaps quoted; # and ; comments.
 
     Raises ConfigError with the numbers of the lines that are neither, for they may hold a secret themselves.
@@ -362,8 +382,10 @@ def parse_environment_file(text: str) -> dict[str, str]:
             found[matched[1]] = next(part for part in matched.groups()[1:] if part is not None)
     if wrong:
         raise ConfigError(
-            f"the settings file has lines that are not NAME=value: {', '.join(wrong)}; a value with spaces may be in "
-            "quotes, and no value goes on in the next line"
+            f"the settings file {path} has lines that are not NAME=value: {', '.join(wrong)}; a value with spaces may "
+            "be in quotes, and no value goes on in the next line",
+            reason="settings_file_lines",
+            path=path,
         )
     return found
 

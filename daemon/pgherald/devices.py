@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, assert_never
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import anyio
@@ -37,6 +38,8 @@ from pgherald.transport import HttpTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+
+    from google.auth.credentials import Credentials
 
     from pgherald.config import Settings
     from pgherald.fcm import Transport
@@ -87,12 +90,16 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Road:
-    """The way to FCM as the daemon would go it; `account` is the service account's address, where there is one."""
+    """The way to FCM as the daemon would go it; `account` is the service account's address, where there is one.
+
+    `token_giver` is who gives the access tokens.
+    """
 
     client: FcmClient
     oauth: OAuth
     project: str
     account: str | None
+    token_giver: str
 
 
 @asynccontextmanager
@@ -105,7 +112,20 @@ async def road(settings: Settings, wrap: Callable[[Transport], Transport] | None
     async with HttpTransport(settings.max_in_flight) as transport:
         way = transport if wrap is None else wrap(transport)
         account = getattr(credentials, "service_account_email", None)
-        yield Road(FcmClient(way, oauth, settings.fcm_endpoint, project), oauth, project, account)
+        client = FcmClient(way, oauth, settings.fcm_endpoint, project)
+        yield Road(client, oauth, project, account, token_giver(credentials))
+
+
+def token_giver(credentials: Credentials) -> str:
+    """Who gives access tokens for these: Google, or the host that their token_uri names instead."""
+    # A service account's has no public name.
+    uri = getattr(credentials, "token_uri", None) or getattr(credentials, "_token_uri", None) or ""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "the token endpoint"
+    is_google = f".{parts.hostname or 'google.com'}".endswith((".googleapis.com", ".google.com"))
+    return "Google" if is_google else parts.netloc.rpartition("@")[2]
 
 
 async def authorised(oauth: OAuth) -> None:

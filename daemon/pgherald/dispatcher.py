@@ -33,7 +33,7 @@ from pgherald.model import (
     Unknown,
 )
 from pgherald.outcome import Accepted, Rejected, TokenInvalid, Unsure
-from pgherald.recorder import Outcome
+from pgherald.recorder import WRITE_PATIENCE, Outcome
 from pgherald.store import Settlement
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class PushNotificationDispatcher:
         self._under_way = 0
         self._wanted = 0  # free slots that somebody waits for; 0: nobody
         self._freed = anyio.Event()
+        recorder.when_finished(self._tell_free)
 
     def expect(self, count: int) -> None:
         """Count so many more prompts as under way that are being claimed, and that `dispatch_prompts` is going to be
@@ -170,7 +171,10 @@ class PushNotificationDispatcher:
             self._freed.set()
 
     def _free(self) -> int:
-        return self._config.max_in_flight - self._expected - self._under_way
+        """Slots that nobody has. As many outcomes may wait for their record; more of them take slots, so that a disk or
+        a database that stalls keeps the daemon from sending what could not be kept."""
+        slots = self._config.max_in_flight
+        return slots - self._expected - self._under_way - max(0, self._recorder.unwritten - slots)
 
     async def dispatch_prompts(self, prompts: Sequence[Prompt]) -> DispatchSummary:
         """Send a batch and write its records: one failure never stops the rest, and nothing is raised but cancellation.
@@ -187,18 +191,17 @@ class PushNotificationDispatcher:
         tasks = [start(self._dispatch_and_record(prompt, summary)) for prompt in prompts]
         try:
             await asyncio.wait(tasks)
+            await summary.written()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 # each begins: one that never did could not say what became of its prompt
                 await asyncio.sleep(0)
-            for task in tasks:
-                task.cancel()
-            raise
-        finally:
-            with anyio.CancelScope(shield=True):
+                for task in tasks:
+                    task.cancel()
                 await asyncio.wait(tasks)
-                for records in summary.records:
-                    await records.finished.wait()
+            with anyio.move_on_after(WRITE_PATIENCE, shield=True):
+                await summary.written()
+            raise
         return summary.counts()
 
     async def give_back(self, prompts: Sequence[Prompt]) -> None:
@@ -339,6 +342,9 @@ class PushNotificationDispatcher:
                 )
                 return Outcome(settlement, prompt.scenario_type, revoked)
             case Unknown(code, revoked):
+                log.warning(
+                    "prompt_unknown", prompt_id=prompt.prompt_id, scenario_type=prompt.scenario_type, reason=code
+                )
                 settlement = Settlement(prompt.prompt_id, prompt.epoch, "unknown", at, code)
                 return Outcome(settlement, prompt.scenario_type, revoked)
             case _:
@@ -377,6 +383,11 @@ class _Summary:
             case _:
                 assert_never(result)
         self.records.add(records)
+
+    async def written(self) -> None:
+        """Wait until each is in the database or owed."""
+        for records in self.records:
+            await records.finished.wait()
 
     def counts(self) -> DispatchSummary:
         return DispatchSummary(self.dispatched, self.failed, self.skipped)

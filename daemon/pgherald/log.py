@@ -301,7 +301,8 @@ def configure(level: LogLevel, stream: TextIO | None = None, *, strict: bool | N
     """Set up the one `log` of the process and route everything else that would write to stderr through it.
 
     Called once by a command that runs as a daemon; calling it again changes level and stream. Below `level` nothing of
-    the libraries is lost either: they are heard from WARNING on, as the event `library_warning`.
+    the libraries is lost either: they are heard from WARNING on, as the event `library_warning`; psycopg's pool from
+    ERROR on.
     """
     log.set_up(level, stream, strict=strict)
     root = logging.getLogger()
@@ -309,6 +310,8 @@ def configure(level: LogLevel, stream: TextIO | None = None, *, strict: bool | N
         if isinstance(handler, _Capture):
             root.removeHandler(handler)
     root.addHandler(_Capture(logging.WARNING))
+    # It warns of each try to connect while a database is away, which the worker and the listener tell once.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     warnings.showwarning = _show_warning
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

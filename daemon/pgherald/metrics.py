@@ -53,7 +53,7 @@ GATES: Final = (
 CODES: Final = tuple(str(code) for code in Code)
 WAKEUP_SOURCES: Final = ("notify", "poll", "reconnect")
 REVOKED_REASONS: Final = (str(Code.UNREGISTERED), str(Code.INVALID_ARGUMENT), str(Code.SENDER_ID_MISMATCH))
-BREAKERS: Final = ("quota", "permission", "apns_auth", "sender_mismatch")
+BREAKERS: Final = ("quota", "permission", "unreachable", "no_answer", "apns_auth", "sender_mismatch")
 
 _SEND: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 _DUE_TO_SENT: Final = (
@@ -108,7 +108,11 @@ METRICS: Final = (
     ),
     Metric("pgherald_in_flight", Kind.GAUGE, "Requests to FCM under way."),
     Metric("pgherald_prompts", Kind.GAUGE, "Prompts in the database by status.", {"status": STATUSES}),
-    Metric("pgherald_oldest_ready_seconds", Kind.GAUGE, "How long the oldest prompt that may be sent has waited."),
+    Metric(
+        "pgherald_oldest_ready_seconds",
+        Kind.GAUGE,
+        "How long the oldest prompt that may be sent has waited; 0 while all is paused.",
+    ),
     Metric("pgherald_listener_up", Kind.GAUGE, "1 while LISTEN is known to work; 0 while only polling finds work."),
     Metric("pgherald_listener_reconnects_total", Kind.COUNTER, "How often the listener had to connect again."),
     Metric(
@@ -127,7 +131,7 @@ METRICS: Final = (
     Metric(
         "pgherald_last_evaluation_timestamp_seconds",
         Kind.GAUGE,
-        "When the last scheduled run was, whoever made it; 0 before the first.",
+        "When the last scheduled run was, whoever made it; 0 before the first, now where no scenario is to run.",
     ),
     Metric("pgherald_spool_entries", Kind.GAUGE, "Accepted pushes whose record is not in the database yet."),
     Metric(

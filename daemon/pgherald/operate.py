@@ -273,6 +273,16 @@ class Operations:
         with self._telling(), self._connection.transaction(force_rollback=dry_run):
             return self._rows(Run, "evaluate", sql.SQL("pg_catalog.now()") if now is None else now, scenario)
 
+    def is_interval(self, text: str) -> bool:
+        """Whether Postgres takes this for a length of time."""
+        try:
+            self._connection.execute("select %s::pg_catalog.interval is null", (text,))
+        except psycopg.DataError:
+            return False
+        except psycopg.Error as error:
+            raise explained(error, self._connection) from None
+        return True
+
     def preview(self, what: UUID | Mapping[str, Any], now: datetime | None, window: str) -> list[Previewed]:
         """Of a scenario, or of a definition that was not saved."""
         subject = what if isinstance(what, UUID) else Jsonb(what)

@@ -1,4 +1,4 @@
-"""How fast the daemon may send, and when it had better not: one token bucket, one pause, and four breakers.
+"""How fast the daemon may send, and when it had better not: one token bucket, one pause, and six breakers.
 
 Pure: `now` is a moment of `time.monotonic()` that the caller passes in, and never goes back. The dispatcher asks
 `allowance` before it claims, so what may not be sent now stays `ready` in the database, where any daemon can take it;
@@ -50,6 +50,13 @@ ROAD_WAIT: Final = 1.0
 ROAD_WAIT_MAX: Final = 30.0
 """Three sends in a row that found no connection or no access token stop the claiming: prompts keep their tries for when
 FCM is reachable. A probe costs next to nothing, so an outage is over within half a minute of its end."""
+
+SILENCE_STRIKES: Final = 10
+SILENCE_WAIT: Final = 1.0
+SILENCE_WAIT_MAX: Final = 60.0
+"""Ten sends in a row with no answer of FCM's (none in time, or a proxy's page) stop the claiming, for each of them ends
+its prompt as unknown. So does every probe that fails: they are fewer than those of the road. One connection that breaks
+can be ten sends; then the first probe succeeds, a second later."""
 
 PROBE_PATIENCE: Final = 30.0
 """Seconds after which a probe that brought no verdict (nothing to send, no answer) is given up and another one made."""
@@ -138,6 +145,8 @@ class Pacing:
         self._paused_until = float("-inf")
         self._permission = _Circuit(REFUSALS_MAX, PERMISSION_WAIT, PERMISSION_WAIT_MAX)
         self._road = _Circuit(ROAD_STRIKES, ROAD_WAIT, ROAD_WAIT_MAX)
+        self._silence = _Circuit(SILENCE_STRIKES, SILENCE_WAIT, SILENCE_WAIT_MAX)
+        self._circuits = (self._permission, self._road, self._silence)  # each of which holds back everything
         self._apns = _Circuit(1, APNS_WAIT, APNS_WAIT_MAX)
         self._mismatches_in_a_row = 0
         self._mismatches: deque[float] = deque(maxlen=MISMATCHES_IN_WINDOW)
@@ -161,15 +170,14 @@ class Pacing:
         They count as sent: what is not, `give_back` returns.
         """
         self._advance(now_mono)
-        circuits = (self._permission, self._road)
-        if now_mono < self._paused_until or any(circuit.ready_in(now_mono) > 0 for circuit in circuits):
+        if now_mono < self._paused_until or any(circuit.ready_in(now_mono) > 0 for circuit in self._circuits):
             return 0
-        if any(circuit.is_open for circuit in circuits):
+        if any(circuit.is_open for circuit in self._circuits):
             wanted = min(wanted, 1)
         allowed = max(min(wanted, int(self._tokens + 1e-9)), 0)
         if allowed:
             self._spend(allowed)
-            for circuit in circuits:
+            for circuit in self._circuits:
                 circuit.probe(now_mono)
         return allowed
 
@@ -178,8 +186,8 @@ class Pacing:
         if count > 0:
             self._advance(now_mono)
             self._spend(-count)
-            self._permission.take_back(now_mono)
-            self._road.take_back(now_mono)
+            for circuit in self._circuits:
+                circuit.take_back(now_mono)
 
     def charge(self, now_mono: float, count: int) -> None:
         """`count` messages went out without an allowance (a person's further devices): the next ones wait for them."""
@@ -189,7 +197,7 @@ class Pacing:
     def ready_in(self, now_mono: float) -> float:
         """Seconds until it is worth asking for an allowance again; 0 if it is now."""
         self._advance(now_mono)
-        wait = max(self._paused_until - now_mono, self._permission.ready_in(now_mono), self._road.ready_in(now_mono))
+        wait = max(self._paused_until - now_mono, *(circuit.ready_in(now_mono) for circuit in self._circuits))
         if self._tokens + 1e-9 < 1:
             enough = min(max(1.0, self._level * BATCH_SECONDS), self._burst())
             wait = max(wait, (enough - self._tokens) / self._level, 0.001)
@@ -219,10 +227,13 @@ class Pacing:
                 self._on_rejected(answer, platform, now_mono)
             case _:
                 pass
-        if isinstance(answer, Rejected) and answer.code in (Code.NOT_CONNECTED, Code.NO_OAUTH_TOKEN):
+        if isinstance(answer, Unsure):
+            self._silence.strike(now_mono)
+        elif isinstance(answer, Rejected) and answer.code in (Code.NOT_CONNECTED, Code.NO_OAUTH_TOKEN):
             self._road.strike(now_mono)
-        elif not isinstance(answer, Unsure):
+        else:
             self._road.succeed(now_mono)
+            self._silence.succeed(now_mono)
 
     def _on_rejected(self, answer: Rejected, platform: Platform, now: float) -> None:
         match answer.effect:
@@ -252,6 +263,8 @@ class Pacing:
         return {
             "quota": now_mono < self._paused_until,
             "permission": self._permission.is_open,
+            "unreachable": self._road.is_open,
+            "no_answer": self._silence.is_open,
             "apns_auth": self._apns.is_open,
             "sender_mismatch": self._is_mismatch_burst(now_mono),
         }

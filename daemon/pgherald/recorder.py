@@ -9,6 +9,7 @@ until it is in. The push itself is never repeated here.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final, Protocol
@@ -22,7 +23,7 @@ from pgherald.spool import SpoolFailed
 from pgherald.store import PLAIN, Settled, Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import NoReturn
 
     from pgherald.frames import Entry
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 BATCH_MAX: Final = 500
 """Outcomes written in one transaction at most."""
+
+
+WRITE_PATIENCE: Final = 5.0
+"""Seconds that a record may still take when the work is cancelled: what FCM accepted is in the spool."""
 
 
 class Ledger(Protocol):
@@ -86,6 +91,18 @@ class Recorder:
         self._spooling = anyio.Lock()
         self._turn = anyio.Lock()
         self._owing = anyio.Event()
+        self._unwritten = 0
+        self._tell: Callable[[], None] | None = None
+        self.finished_at = time.monotonic()  # when outcomes that were handed in were last in the database or owed
+
+    @property
+    def unwritten(self) -> int:
+        """Outcomes on their way to the spool and the database: neither in nor owed yet."""
+        return self._unwritten
+
+    def when_finished(self, tell: Callable[[], None]) -> None:
+        """Have it called whenever there are fewer of them."""
+        self._tell = tell
 
     @property
     def owed(self) -> int:
@@ -101,6 +118,7 @@ class Recorder:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         records.outcomes.append(outcome)
+        self._unwritten += 1
         return records
 
     async def record(self, outcome: Outcome) -> bool:
@@ -113,6 +131,10 @@ class Recorder:
             await self._spool_and_write(records)
         finally:
             records.finished.set()
+            self._unwritten -= len(records.outcomes)
+            self.finished_at = time.monotonic()
+            if self._tell is not None:
+                self._tell()
 
     async def _spool_and_write(self, batch: Records) -> None:
         async with self._spooling:
@@ -160,23 +182,32 @@ class Recorder:
             self._queue = []
 
     async def _write_batch(self) -> None:
-        """Write the queue's front; shielded, for a batch that is under way is not left to chance."""
+        """Write the queue's front. Cancelled, it waits a moment for what is under way: that is not left to chance."""
         batch, self._queue = _take(self._queue)
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._write(batch)
-            except PASSING_ERRORS as error:
+        writing = asyncio.create_task(self._write_or_owe(batch))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            with anyio.move_on_after(WRITE_PATIENCE, shield=True):
+                await asyncio.wait([writing])
+            writing.cancel()
+            raise
+
+    async def _write_or_owe(self, batch: Sequence[Outcome]) -> None:
+        try:
+            await self._write(batch)
+        except PASSING_ERRORS as error:
+            self._owe(batch, error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, what FCM accepted is not forgotten
+            if len(batch) == 1:
                 self._owe(batch, error)
-            except Exception as error:  # noqa: BLE001 - whatever it was, what FCM accepted is not forgotten
-                if len(batch) == 1:
-                    self._owe(batch, error)
-                    return
-                # One of them is what the database cannot take: it must not keep the others back.
-                for outcome in batch:
-                    try:
-                        await self._write([outcome])
-                    except Exception as own:  # noqa: BLE001
-                        self._owe([outcome], own)
+                return
+            # One of them is what the database cannot take: it must not keep the others back.
+            for outcome in batch:
+                try:
+                    await self._write([outcome])
+                except Exception as own:  # noqa: BLE001
+                    self._owe([outcome], own)
 
     async def _write(self, batch: Sequence[Outcome]) -> None:
         settled, gone = await self._ledger.settle(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -36,13 +36,16 @@ if TYPE_CHECKING:
 EVALUATE_SECONDS: Final = 60.0
 """How often all scenarios are evaluated, as pg_cron's job does."""
 
-CRON_SILENCE: Final = timedelta(seconds=150)
-"""Without a scheduled run for so long, pg_cron is taken to be gone, and the daemon runs the schedule itself."""
+CRON_SILENCE: Final = 150.0
+"""Seconds without a scheduled run after which pg_cron is taken to be gone, and the daemon runs the schedule itself."""
 
 SWEEP_SECONDS: Final = 2.5
 MEASURE_SECONDS: Final = 5.0
 INVARIANT_SECONDS: Final = 60.0
 MAINTAIN_SECONDS: Final = 86_400.0
+
+PARTIAL_BREAKERS: Final = frozenset({"apns_auth", "sender_mismatch"})
+"""Those that do not hold back every push."""
 
 
 @dataclass(slots=True)
@@ -90,13 +93,14 @@ class Scheduler:
         self._cron: bool | None = None
         self._last_run: int | None = None
         self._schema_version: int | None = None
-        self._last_evaluation: datetime | None = None
-        self._started = time.monotonic()
+        self._own_run: datetime | None = None  # the last scheduled run of this daemon
+        self._cron_ran = time.monotonic()  # somebody else's, as far as is known; at first it is trusted
         self._evaluate = _Clock(EVALUATE_SECONDS)
         self._sweep = _Clock(SWEEP_SECONDS)
         self._measure = _Clock(MEASURE_SECONDS)
         self._check = _Clock(INVARIANT_SECONDS)
         self._maintain = _Clock(MAINTAIN_SECONDS, time.monotonic() + MAINTAIN_SECONDS / 24)
+        self._maintaining = False
 
     async def run(self) -> NoReturn:
         """Do each duty when it is due, for ever; what the database would not let through is tried the next time.
@@ -133,7 +137,8 @@ class Scheduler:
         if await self._is_mine():
             if self._evaluate.strikes(now):
                 await self._evaluate_all()
-            if self._maintain.strikes(now):
+            self._maintaining = self._maintaining or self._maintain.strikes(now)
+            if self._maintaining:
                 await self._maintain_tables()
 
     async def _is_mine(self) -> bool:
@@ -153,13 +158,10 @@ class Scheduler:
             log.info("scheduler_chosen", scheduler="pg_cron" if self._cron else "internal")
         if not self._cron:
             return False
-        last = self._last_evaluation
-        if last is not None and datetime.now(UTC) - last < CRON_SILENCE:
-            return True
-        return time.monotonic() - self._started < CRON_SILENCE.total_seconds()
+        return time.monotonic() - self._cron_ran < CRON_SILENCE
 
     async def _evaluate_all(self) -> None:
-        runs = await self._store.evaluate()
+        self._own_run, runs = await self._store.evaluate()
         for run in runs:
             if run.error is not None:
                 log.error("evaluation_failed", scenario_id=run.scenario_id, source="schedule")
@@ -177,9 +179,10 @@ class Scheduler:
                 self._bell.ring(Wakeup.POLL)
 
     async def _maintain_tables(self) -> None:
-        while await self._store.maintain():
-            pass
-        log.info("maintained")
+        """One batch: evaluations come in between."""
+        self._maintaining = await self._store.maintain()
+        if not self._maintaining:
+            log.info("maintained")
 
     async def _take_measure(self) -> None:
         state = await self._store.state(self._last_run)
@@ -192,7 +195,9 @@ class Scheduler:
             log.warning("schema_changed", version=str(state.schema_version))
             self._bell.ring(Wakeup.POLL)  # the worker's next claim finds out whether it may
         self._schema_version = state.schema_version
-        self._last_evaluation = state.last_evaluation_at
+        last = state.last_evaluation_at
+        if last is not None and last != self._own_run:
+            self._cron_ran = max(self._cron_ran, time.monotonic() - (state.now - last).total_seconds())
         self._tell(state)
 
     async def _check_invariants(self) -> None:
@@ -215,6 +220,7 @@ class Scheduler:
             self._metrics.prompts.set(count, status)
         self._metrics.oldest_ready_seconds.set(state.oldest_ready_seconds)
         self._metrics.paused.set(float(state.paused))
+        self._report("paused", state.paused)
         self._metrics.scenarios_held.set(state.held)
         self._metrics.notify_queue_usage_ratio.set(state.notify_queue_usage)
         if state.last_evaluation_at is not None:
@@ -224,4 +230,19 @@ class Scheduler:
         """What this process knows without the database."""
         self._metrics.oauth_expiry_timestamp_seconds.set(self._oauth.expiry_timestamp)
         for breaker, is_open in self._pacing.breakers(time.monotonic()).items():
+            if is_open != bool(self._metrics.breaker_open.value(breaker)):
+                if is_open:
+                    log.error("breaker_opened", breaker=breaker)
+                else:
+                    log.info("breaker_closed", breaker=breaker)
             self._metrics.breaker_open.set(float(is_open), breaker)
+            self._report(f"breaker_{breaker}", is_open, blocks=breaker not in PARTIAL_BREAKERS)
+
+    def _report(self, reason: str, holds: bool, *, blocks: bool = True) -> None:
+        """Have the health say that this keeps pushes from being sent, or does not any more."""
+        if not holds:
+            self._health.clear(reason)
+        elif blocks:
+            self._health.set_unready(reason)
+        else:
+            self._health.set_degraded(reason)

@@ -256,25 +256,32 @@ def installed_version(connection: psycopg.Connection) -> int | None:
 def check_for_daemon(conninfo: str) -> int:
     """Refuse a database that a daemon of this version cannot work with; returns the schema's version.
 
-    Raises ConfigError: no connection, no schema, no right to use it, an older schema, or a newer one that broke with
-    this program. A newer one whose migrations are all compatible is fine.
+    Raises ConfigError: no connection, no right to the daemon's functions, and what `check_version` refuses.
+    """
+    with connect(conninfo) as connection:
+        version = check_version(connection)
+        if not may_claim(connection):
+            raise ConfigError(": ".join(no_right(connection.info.user)))
+    return version
+
+
+def check_version(connection: psycopg.Connection) -> int:
+    """Refuse a schema that this version does not work with; returns the schema's version.
+
+    Raises ConfigError: no schema, no right to use it, an older schema, or a newer one that broke with this program. A
+    newer one whose migrations are all compatible is fine.
     """
     shipped = shipped_version()
-    with connect(conninfo) as connection:
-        try:
-            row = connection.execute("select version, breaking from herald.schema_version(%s)", (shipped,)).fetchone()
-        except (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction):
-            raise ConfigError(
-                "pgherald is not installed in this database, or by a far older release: run `pgherald migrate` on it"
-            ) from None
-        except psycopg.errors.InsufficientPrivilege:
-            user = connection.info.user
-            raise ConfigError(
-                f'the role "{user}" may not use pgherald; as the role that ran `pgherald migrate`: '
-                f'grant herald_daemon to "{user}"'
-            ) from None
-        except psycopg.Error as error:
-            raise ConfigError(f"the database would not tell its version: {type(error).__name__}") from None
+    try:
+        row = connection.execute("select version, breaking from herald.schema_version(%s)", (shipped,)).fetchone()
+    except (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction):
+        raise ConfigError(
+            "pgherald is not installed in this database, or by a far older release: run `pgherald migrate` on it"
+        ) from None
+    except psycopg.errors.InsufficientPrivilege:
+        raise ConfigError(": ".join(no_right(connection.info.user))) from None
+    except psycopg.Error as error:
+        raise ConfigError(f"the database would not tell its version: {type(error).__name__}") from None
     version, breaking = row if row else (0, False)
     if version < shipped:
         raise ConfigError(
@@ -287,6 +294,23 @@ def check_for_daemon(conninfo: str) -> int:
             "upgrade pgherald"
         )
     return int(version)
+
+
+def may_claim(connection: psycopg.Connection) -> bool:
+    """Whether this login may call herald.claim, so that rights granted function by function will do."""
+    row = connection.execute(
+        """select bool_or(pg_catalog.has_function_privilege(p.oid, 'EXECUTE')) from pg_catalog.pg_proc as p
+        where p.pronamespace = 'herald'::pg_catalog.regnamespace and p.proname = 'claim'"""
+    ).fetchone()
+    return row != (False,)
+
+
+def no_right(user: str) -> tuple[str, str]:
+    """What is wrong with a login that may not use pgherald, and the statement that gives it the right."""
+    return (
+        f'the role "{user}" may not use pgherald; as the role that ran `pgherald migrate`',
+        f'grant herald_daemon to "{user}"',
+    )
 
 
 def check_listening(listen_url: str, database_url: str) -> None:
@@ -481,6 +505,8 @@ def _explain(error: psycopg.Error) -> str:
     lines = [f"migrate stopped{f' in {where}' if where else ''}, nothing was changed: {what}"]
     if error.diag.message_hint:
         lines.append(f"  {error.diag.message_hint}")
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        lines.append("  This server only reads (a standby?): PGHERALD_DATABASE_URL must name the primary")
     return "\n".join(lines)
 
 

@@ -38,14 +38,14 @@ from pgherald.config import (
     POLL_INTERVAL,
     PREFIX,
     load_settings,
-    parse_environment_file,
+    read_settings_file,
 )
 from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
 from pgherald.errors import ConfigError
 from pgherald.exporter import Health
 from pgherald.fcm import FcmClient
 from pgherald.listener import Doorbell, Listener
-from pgherald.log import configure, log
+from pgherald.log import configure, describe_exception, log
 from pgherald.metrics import Metrics
 from pgherald.oauth import NoOAuthToken, OAuth, load_credentials
 from pgherald.pacing import RAMP_SECONDS, Pacing
@@ -115,13 +115,7 @@ def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
 
 
 def _read_settings_file(path: Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the settings file {path}: {type(error).__name__}") from None
-    return parse_environment_file(text)
+    return {} if path is None else read_settings_file(path)
 
 
 def _lend_to_libraries(environ: Mapping[str, str]) -> None:
@@ -326,8 +320,9 @@ async def _reload_on_signal(parts: _Parts, environment: Callable[[], dict[str, s
             try:
                 await _reload(parts, environment)
             except ConfigError as error:
-                # Its text may name paths, and is for a terminal; a log line names the settings.
-                log.error("reload_refused", exception=type(error).__name__)
+                # Its text is for a terminal; a log line names what is at fault: a file, settings, and what led to it.
+                led_to_it = describe_exception(error.__context__ or error)
+                log.error("reload_refused", reason=error.reason, path=error.path, exception=led_to_it)
                 for name in sorted(set(re.findall(rf"^({PREFIX}[A-Z_]+):", str(error), re.MULTILINE))):
                     log.error("setting_refused", setting=name)
                 parts.notifier.ready(f"reload refused, nothing was changed; {parts.status()}")
@@ -339,8 +334,19 @@ async def _reload(parts: _Parts, environment: Callable[[], dict[str, str]]) -> N
     """Put the settings in force that can change while running; name those that cannot, each time again."""
     environ = await anyio.to_thread.run_sync(environment)
     new = load_settings(environ)
-    credentials, project = await anyio.to_thread.run_sync(load_credentials, new.fcm_credentials, new.fcm_project)
-    parts.guard.context = await anyio.to_thread.run_sync(server_context, new)
+    try:
+        credentials, project = await anyio.to_thread.run_sync(load_credentials, new.fcm_credentials, new.fcm_project)
+    except ConfigError as error:
+        given = new.fcm_credentials
+        error.reason = "default_credentials" if given is None else "credentials"
+        # A relative one may be a secret in the wrong line.
+        error.path = given if given is not None and given.is_absolute() else None
+        raise
+    try:
+        parts.guard.context = await anyio.to_thread.run_sync(server_context, new)
+    except ConfigError as error:
+        error.reason = "metrics_tls"
+        raise
     old = parts.settings
     changed = [each.name for each in fields(new) if getattr(new, each.name) != getattr(old, each.name)]
     at_once = {name: getattr(new, name) for name in changed if PREFIX + name.upper() in RELOADABLE}

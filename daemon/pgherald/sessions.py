@@ -33,6 +33,19 @@ KEEPALIVES: Final[Mapping[str, int]] = {
     "connect_timeout": 5,
 }
 
+#: And how the server notices that this machine is gone, whose locks would keep others waiting until then: by itself it
+#: would ask after two hours.
+_SERVER_KEEPALIVES: Final = """
+select pg_catalog.set_config(k.name, k.value, false)
+from (
+  values
+    ('tcp_keepalives_idle', '5'),
+    ('tcp_keepalives_interval', '2'),
+    ('tcp_keepalives_count', '2'),
+    ('tcp_user_timeout', '9000')
+) as k (name, value)
+"""
+
 #: Errors that say nothing about the rows in hand: the connection, the server's resources, or another transaction.
 PASSING_ERRORS: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 
@@ -118,6 +131,7 @@ class Locks:
             if not await _has_session(self._connection, self._conninfo):
                 self._pooled_until = time.monotonic() + _POOLER_PATIENCE
                 raise NoSession("a pooler in between gives no session")
+            await be_missed(self._connection)
         return self._connection
 
     def _is_behind_pooler(self) -> bool:
@@ -153,6 +167,7 @@ class Ear:
         try:
             if not await _has_session(connection, conninfo):
                 raise NoSession("a pooler in between gives no session")
+            await be_missed(connection)
             await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
             yield cls(connection, channel)
         finally:
@@ -186,6 +201,11 @@ async def is_pooled(connection: psycopg.AsyncConnection[Any]) -> bool:
     cursor = await connection.execute("select pg_catalog.pg_backend_pid()")
     row = await cursor.fetchone()
     return row is None or row[0] != connection.info.backend_pid
+
+
+async def be_missed(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Have the server end this session within seconds once nobody answers at this end of it."""
+    await connection.execute(_SERVER_KEEPALIVES)
 
 
 async def _has_session(connection: psycopg.AsyncConnection[Any], conninfo: str) -> bool:

@@ -35,7 +35,7 @@ from pgherald.model import (
     TokenKind,
     UserId,
 )
-from pgherald.sessions import KEEPALIVES, STORE_ERRORS, is_pooled
+from pgherald.sessions import KEEPALIVES, STORE_ERRORS, be_missed, is_pooled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -194,6 +194,8 @@ class Store:
             set_json_loads(orjson.loads, connection)
             if await is_pooled(connection):
                 connection.prepare_threshold = None
+            else:
+                await be_missed(connection)
 
         self._pool = AsyncConnectionPool(
             make_conninfo(conninfo, application_name="pgherald", **KEEPALIVES),
@@ -289,14 +291,12 @@ class Store:
             rows = await cursor.fetchall()
         return {row[0]: Settled(row[1], row[2]) for row in rows}, dict(gone)
 
-    async def evaluate(self) -> list[Run]:
-        """The scheduled run of all scenarios."""
-        return await self._runs(f"select {_RUN_COLUMNS} from herald.evaluate()", ())
-
-    async def _runs(self, statement: LiteralString, parameters: tuple[Any, ...]) -> list[Run]:
+    async def evaluate(self) -> tuple[datetime | None, list[Run]]:
+        """The scheduled run of all scenarios, and up to when it was; None where there is none to run."""
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(statement, parameters)
-            return [Run(*row) for row in await cursor.fetchall()]
+            cursor = await connection.execute(f"select now(), {_RUN_COLUMNS} from herald.evaluate()")
+            rows = await cursor.fetchall()
+        return (rows[0][0] if rows else None), [Run(*row[1:]) for row in rows]
 
     async def evaluate_person(self, user_id: UserId, scenario_type: str) -> list[PromptId]:
         """Evaluate the scenarios of one type for one person; the prompts that may be claimed now."""

@@ -116,7 +116,9 @@ class Worker:
         self._evaluates_at = 0.0  # not sooner, by time.monotonic()
         self._fruitless = 0  # claims in a row that found nothing
         self._barren = 0  # evaluations in a row, without sleep, after which nothing was to be sent
-        self._move_by: list[float] = []  # when each wait under way should have ended, by time.monotonic()
+        self._waits: list[tuple[float, float]] = []  # under way: since when, by time.monotonic(), and for how long
+        self._unanswered = 0  # claims
+        self._answered_at = float("-inf")  # the last of them, by time.monotonic()
         self._allowing = anyio.Lock(fast_acquire=True)
         self._help_ended: anyio.Event | None = None  # while somebody helps to claim
         self._help_failed: Exception | None = None
@@ -134,18 +136,21 @@ class Worker:
         self._bell.ring(Wakeup.POLL)
 
     def hangs(self, now: float) -> bool:
-        """Whether at this moment of time.monotonic() it should have moved on long ago. For an answer of the database it
-        may wait as long as it takes: that is never its own fault."""
-        return any(now > moment for moment in self._move_by)
+        """Whether at this moment of time.monotonic() it should have moved on long ago. For the database or the disk it
+        waits as long as it takes, and so does whoever waits for a slot meanwhile: that is never its own fault."""
+        if self._unanswered > 0 or self._recorder.unwritten > 0:
+            return False
+        moved_at = max(self._answered_at, self._recorder.finished_at)
+        return any(now > max(since, moved_at) + seconds + HANG_SECONDS for since, seconds in self._waits)
 
     @contextmanager
     def _moving_within(self, seconds: float) -> Iterator[None]:
-        moment = time.monotonic() + seconds + HANG_SECONDS
-        self._move_by.append(moment)
+        wait = time.monotonic(), seconds
+        self._waits.append(wait)
         try:
             yield
         finally:
-            self._move_by.remove(moment)
+            self._waits.remove(wait)
 
     async def run(self) -> None:
         """Work until `stop`; returns when all that was claimed is settled or owed."""
@@ -219,11 +224,15 @@ class Worker:
 
     async def _hand_out(self, claim: Awaitable[Claimed], allowed: int, batches: anyio.abc.TaskGroup) -> bool:
         """Send what a claim brings; True if that is as much as was allowed."""
+        self._unanswered += 1
         try:
             claimed = await claim
         except BaseException:
             self._dispatcher.expect(-allowed)
             raise
+        finally:
+            self._unanswered -= 1
+            self._answered_at = time.monotonic()
         self._dispatcher.expect(len(claimed.prompts) - allowed)
         if allowed == 0:
             return False

@@ -1,4 +1,4 @@
--- What is watched is watched whole, by a column that it has; and something is, or changes wait for the scheduled run.
+-- What is watched is watched whole, by a column that it has; and the schema's own triggers are there.
 with watched as (
   select distinct t.tgrelid,
     convert_from(substring(t.tgargs from 1 for greatest(position('\x00'::bytea in t.tgargs) - 1, 0)), getdatabaseencoding()) as user_column
@@ -25,20 +25,6 @@ where not exists (
   select from pg_catalog.pg_attribute as c
   where c.attrelid = w.tgrelid and c.attname = w.user_column
 )
-union all
-select
-  format('no table that herald.%s reads is watched: its changes wait for the scheduled run', s.source),
-  format('select herald.watch(%L, %L)', min(s.relation::pg_catalog.regclass::text),
-    coalesce(min(a.attname), '<the column with the user_id>'))
-from herald.source_tables() as s
-join pg_catalog.pg_class as c on c.oid = s.relation and c.relkind in ('r', 'p')
-left join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attname = 'user_id'
-where s.source <> 'source_coordinator'
-group by s.source
-having not bool_or(exists (
-  select from pg_catalog.pg_trigger as t
-  where t.tgrelid = s.relation and t.tgfoid = pg_catalog.to_regproc('herald.touch')
-))
 union all
 select
   'trigger check_scenario on herald.scenario is missing: scenarios are not validated',

@@ -262,13 +262,13 @@ begin
   from herald.scenario_type as t
   where t.scenario_type = p_scenario.scenario_type;
   if not found then
-    raise exception 'scenario "%": unknown scenario type "%"', p_scenario.name, p_scenario.scenario_type
+    raise exception 'scenario "%": unknown scenario type "%"', coalesce(p_scenario.name, '(without a name)'), p_scenario.scenario_type
       using errcode = 'foreign_key_violation', column = 'scenario_type', table = 'scenario', schema = 'herald',
             hint = 'known: ' || (select string_agg(t.scenario_type, ', ' order by t.scenario_type) from herald.scenario_type as t);
   end if;
   v_problem := herald.params_problem(v_schema, p_scenario.params);
   if v_problem is not null then
-    raise exception 'scenario "%" of type %: %', p_scenario.name, p_scenario.scenario_type, v_problem
+    raise exception 'scenario "%" of type %: %', coalesce(p_scenario.name, '(without a name)'), p_scenario.scenario_type, v_problem
       using errcode = 'check_violation', column = 'params', table = 'scenario', schema = 'herald',
             hint = 'for example ' || coalesce(v_schema #>> '{examples,0}', '{}');
   end if;
@@ -276,7 +276,7 @@ begin
   p_scenario.body_key := coalesce(p_scenario.body_key, p_scenario.scenario_type || '_body');
   v_problem := herald.scenario_problem(p_scenario);
   if v_problem is not null then
-    raise exception 'scenario "%" of type %: %', p_scenario.name, p_scenario.scenario_type, v_problem
+    raise exception 'scenario "%" of type %: %', coalesce(p_scenario.name, '(without a name)'), p_scenario.scenario_type, v_problem
       using errcode = case when p_scenario.organisation_id is null or p_scenario.name is null then 'not_null_violation' else 'check_violation' end,
             column = split_part(v_problem, ' ', 1), table = 'scenario', schema = 'herald',
             hint = 'the columns are explained by \d+ herald.scenario';
@@ -381,3 +381,23 @@ begin
   end if;
 end
 $$;
+
+-- Here, not in the migration that made them: that one is applied once.
+comment on column herald.scenario.scenario_id is 'What prompts, runs and history name it by.';
+comment on column herald.scenario.scenario_type is 'The kind of due condition: one of herald.scenario_type.';
+comment on column herald.scenario.organisation_id is 'Whose people it is for, as in herald.source_recipient.';
+comment on column herald.scenario.name is 'What coordinators and operators call it, 1 to 200 characters; never sent.';
+comment on column herald.scenario.params is 'What its type needs to know, such as {"days": 30}: herald.scenario_type.params_schema says what.';
+comment on column herald.scenario.presentation is 'alert: shows a notification; data: only wakes the app.';
+comment on column herald.scenario.devices is 'latest: to the device of a person that was seen last; all: to each.';
+comment on column herald.scenario.quiet_until is 'End of the quiet hours in the time zone of the person; what waited goes out then. Null, as quiet_from: none.';
+comment on column herald.scenario.canary_percent is 'Per cent of the people, 0 to 100, that mode canary sends to: always the same ones.';
+comment on column herald.scenario.created_at is 'When it was inserted.';
+comment on column herald.setting.only_row is 'True: there is one row.';
+comment on column herald.setting.prompt_retention is 'A prompt that was sent, failed, skipped or expired is deleted so long after, not before the longest cooldown and expires_after are over; at least 1 day.';
+comment on column herald.setting.history_retention is 'Rows of herald.scenario_prompt_history are deleted this long after their push; at least 1 day.';
+comment on column herald.setting.notification_retention is 'Rows of herald.scenario_notification are deleted this long after their push, not before the prompts; at least 1 day.';
+comment on column herald.setting.run_retention is 'Rows of herald.evaluation_run, and pg_cron''s of our jobs, are deleted this long after their run; at least 1 day.';
+comment on column herald.message_text.text_key is 'As in title_key or body_key of a scenario.';
+comment on column herald.message_text.locale is 'Such as nb or en-GB.';
+comment on column herald.message_text.text is 'What herald.notification_content() gives to the phone.';

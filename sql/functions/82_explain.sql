@@ -24,8 +24,10 @@ $$;
 comment on function herald.why is 'The numbers of one person in the words of the scenario''s type; null where it has no why function.';
 revoke all on function herald.why from public;
 
--- What happened to the latest prompt of a scenario for a person.
-create or replace function herald.prompt_fate(p_scenario uuid, p_user uuid, p_zone text, out passed boolean, out detail text)
+-- What happened to the latest prompt of a scenario for a person, of those that there were by p_now.
+create or replace function herald.prompt_fate_by(
+  p_scenario uuid, p_user uuid, p_now timestamptz, p_zone text, out passed boolean, out detail text
+)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -48,12 +50,12 @@ as $$
       end)
   from herald.prompt as p
   left join herald.scenario_notification as n on n.prompt_id = p.prompt_id and n.user_id = p_user
-  where p.user_id = p_user and p.scenario_id = p_scenario
+  where p.user_id = p_user and p.scenario_id = p_scenario and p.created_at <= p_now
   order by p.due_at desc, p.created_at desc
   limit 1;
 $$;
-comment on function herald.prompt_fate is 'What became of the latest prompt of a scenario for a person; no row without one.';
-revoke all on function herald.prompt_fate from public;
+comment on function herald.prompt_fate_by is 'What became of the latest prompt that a scenario had made for a person by p_now; no row without one.';
+revoke all on function herald.prompt_fate_by from public;
 
 create or replace function herald.explained(p_user uuid, p_scenario_type text, p_now timestamptz)
 returns table (check_name text, passed boolean, detail text)
@@ -75,6 +77,7 @@ declare
   v_count bigint;
   v_other record;
   v_behind record;
+  v_decided boolean;
   v_none boolean := true;
 begin
   select r.* into v_person
@@ -102,6 +105,7 @@ begin
       coalesce(
         string_agg(
           format('%s, %s', d.platform, case
+            when d.revoked_at is null and d.last_seen_at > p_now then 'seen ' || herald.moment_text(d.last_seen_at, v_zone)
             when d.revoked_at is null then 'seen ' || herald.duration_text(p_now - d.last_seen_at) || ' ago'
             else 'revoked ' || herald.moment_text(d.revoked_at, v_zone) || ' (' || d.revoked_reason || ')'
           end), '; ' order by d.revoked_at is not null, d.last_seen_at desc),
@@ -177,7 +181,7 @@ begin
     -- other prompts of the type
     select p.status, p.scenario_id, p.created_at into v_other
     from herald.prompt as p
-    where p.user_id = p_user and p.scenario_type = p_scenario_type
+    where p.user_id = p_user and p.scenario_type = p_scenario_type and p.created_at <= p_now
       and (p.scenario_id, p.activity_ref) is distinct from (v_scenario.scenario_id, v_candidate.activity_ref)
       and (p.status in ('ready', 'sending')
         or p.idempotency_key = herald.idempotency_key(p_user, p_scenario_type, (p_now at time zone 'UTC')::date))
@@ -193,9 +197,11 @@ begin
     -- the latest push of the type, or one that may have arrived
     select max(q.at) into v_at
     from (
-      select n.dispatched_at as at from herald.scenario_notification as n where n.user_id = p_user and n.scenario_type = p_scenario_type
+      select n.dispatched_at as at from herald.scenario_notification as n
+      where n.user_id = p_user and n.scenario_type = p_scenario_type and n.dispatched_at <= p_now
       union all
-      select p.claimed_at from herald.prompt as p where p.user_id = p_user and p.scenario_type = p_scenario_type and p.unknown_at is not null
+      select p.claimed_at from herald.prompt as p
+      where p.user_id = p_user and p.scenario_type = p_scenario_type and p.unknown_at is not null and p.claimed_at <= p_now
     ) as q;
     return query select 'cooldown', v_at is null or v_at <= p_now - v_scenario.cooldown,
       case
@@ -215,7 +221,11 @@ begin
         coalesce(to_char(v_scenario.quiet_from, 'HH24:MI') || ' to ' || to_char(v_scenario.quiet_until, 'HH24:MI'), 'none'),
         herald.moment_text(p_now, v_zone), coalesce(': waits until ' || herald.moment_text(v_at, v_zone), ''));
 
-    return query select 'prompt', f.passed, f.detail from herald.prompt_fate(v_scenario.scenario_id, p_user, v_zone) as f where f.detail is not null;
+    return query
+      select 'prompt', f.passed, f.detail
+      from herald.prompt_fate_by(v_scenario.scenario_id, p_user, p_now, v_zone) as f
+      where f.detail is not null;
+    v_decided := found;
 
     v_decision := null;
     if v_candidate.user_id is not null then
@@ -232,6 +242,7 @@ begin
         when v_decision = 'send' and v_scenario.paused_at is not null then 'sent once the scenario goes on'
         when v_decision = 'send' then 'a run that looks at it now sends it'
         when v_decision = 'quiet_hours' then 'waits until ' || herald.moment_text(v_not_before, v_zone)
+        when v_decision = 'duplicate' and v_other.status is null and not v_decided then 'decided after this moment'
         when v_decision = 'duplicate' and v_other.status is null then 'decided already, see prompt'
         else 'not sent: ' || v_decision
       end;

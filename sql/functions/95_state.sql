@@ -88,10 +88,12 @@ as $$
   select
     (select max(m.version) from herald.migration as m),
     (select jsonb_object_agg(c.status, c.prompts) from herald.prompt_counts() as c),
-    coalesce(extract(epoch from p_now - w.first_not_before)::double precision, 0),
+    coalesce(case when (select g.paused_at is null from herald.setting as g) then extract(epoch from p_now - w.first_not_before)::double precision end, 0),
     (select g.paused_at is not null from herald.setting as g),
     (select count(distinct c.scenario_id)::integer from herald.catch_up as c where c.held_at is not null),
-    (select max(r.started_at) from herald.evaluation_run as r where r.source = 'schedule' and r.started_at > p_now - interval '1 day'),
+    case when exists (select from herald.scenario as s where s.mode <> 'off') then
+    (select max(r.started_at) from herald.evaluation_run as r where r.source = 'schedule' and r.started_at > p_now - interval '1 day')
+    else p_now end,
     (select max(r.run_id) from herald.evaluation_run as r),
     (
       select coalesce(jsonb_agg(jsonb_build_object(
@@ -107,7 +109,7 @@ as $$
   from herald.ready_times(p_now) as w;
 $$;
 comment on function herald.daemon_state is
-  'One row for the daemon''s metrics and decisions; runs: the evaluation runs after p_after_run (null: none).';
+  'One row for the daemon''s metrics and decisions; last_evaluation_at: the last scheduled run, and p_now where no scenario is to run; runs: the evaluation runs after p_after_run (null: none).';
 revoke all on function herald.daemon_state from public;
 grant execute on function herald.daemon_state to herald_daemon, herald_reader;
 

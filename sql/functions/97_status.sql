@@ -98,7 +98,8 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select
-    d.now, d.schema_version, d.prompts, d.oldest_ready_seconds, w.next_not_before, g.paused_at, w.touched, d.last_evaluation_at,
+    d.now, d.schema_version, d.prompts, d.oldest_ready_seconds, w.next_not_before, g.paused_at, w.touched,
+    case when exists (select from herald.scenario as s where s.mode <> 'off') then d.last_evaluation_at end,
     exists (
       select from pg_locks as l
       where l.locktype = 'advisory' and l.database = (select b.oid from pg_database as b where b.datname = current_database())
@@ -111,6 +112,6 @@ as $$
   cross join herald.setting as g;
 $$;
 comment on function herald.outbox_status is
-  'The outbox as a whole: prompts by status, what waits, since when all is paused, the last scheduled run, and who makes them: pg_cron (cron) or a daemon (leader).';
+  'The outbox as a whole: prompts by status, what waits, since when all is paused, the last scheduled run (null: none within a day, or none to make), and who makes them: pg_cron (cron) or a daemon (leader).';
 revoke all on function herald.outbox_status from public;
 grant execute on function herald.outbox_status to herald_daemon, herald_reader;

@@ -194,17 +194,28 @@ revoke all on function herald.cron_jobs from public;
 grant execute on function herald.cron_jobs to herald_daemon, herald_reader;
 
 -- Of the login, not of the role it put on: what it can take off, an intruder can too. What PUBLIC may do is not counted.
+-- Whoever administers the server or this schema keeps its rights: the daemon is to have a login of its own.
 create or replace function herald.excess_rights(p_role name default session_user)
 returns table (problem text, remedy text, kind text)
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
   with login as (
-    select r.oid, r.rolname, r.rolsuper, r.rolbypassrls, r.rolcreaterole, r.rolreplication
+    select r.oid, r.rolname, r.rolsuper, r.rolbypassrls, r.rolcreaterole, r.rolreplication,
+      case when exists (
+        select from pg_roles as a
+        where (a.rolsuper or a.rolcreaterole or a.rolname = 'herald_owner')
+          and pg_has_role(r.oid, a.oid, case when current_setting('server_version_num')::integer >= 160000 then 'SET' else 'MEMBER' end)
+      ) then
+        'create role pgherald login in role herald_daemon, named in PGHERALD_DATABASE_URL'
+        || case when exists (
+          select from pg_auth_members as m where m.member = r.oid and m.roleid = (select d.oid from pg_roles as d where d.rolname = 'herald_daemon')
+        ) then format('; then revoke herald_daemon from %I', r.rolname) else '' end
+      end as own_login
     from pg_roles as r
     where r.rolname = p_role
   )
-  select format('role "%s" %s', l.rolname, a.what), format('alter role %I no%s', l.rolname, a.kind), a.kind
+  select format('role "%s" %s', l.rolname, a.what), coalesce(l.own_login, format('alter role %I no%s', l.rolname, a.kind)), a.kind
   from login as l
   cross join lateral (values
     (l.rolsuper, 'is a superuser', 'superuser'),
@@ -214,7 +225,10 @@ as $$
   ) as a (has, what, kind)
   where a.has
   union all
-  select format('role "%s" may act as "%s"', l.rolname, r.rolname), format('revoke %I from %I', r.rolname, l.rolname), 'member'
+  select
+    format('role "%s" may act as "%s"', l.rolname, r.rolname),
+    coalesce(l.own_login, format('revoke %I from %I', r.rolname, l.rolname)),
+    'member'
   from login as l
   cross join pg_roles as r
   where not l.rolsuper and r.oid <> l.oid and r.rolname <> 'herald_daemon'
@@ -225,7 +239,7 @@ as $$
   union all
   select
     format('role "%s" has rights on %s table%s, %s among them', l.rolname, t.n, case when t.n > 1 then 's' end, t.example),
-    format('revoke all on %s from %I', t.example, l.rolname),
+    coalesce(l.own_login, format('revoke all on %s from %I', t.example, l.rolname)),
     'tables'
   from login as l
   cross join lateral (
@@ -247,6 +261,6 @@ as $$
   where not l.rolsuper and t.n > 0;
 $$;
 comment on function herald.excess_rights is
-  'What a role (the session''s own login) may do beyond calling the daemon''s functions, each with the statement that takes it away, and its kind: superuser, bypassrls, createrole, replication, member, tables. No row is how it should be.';
+  'What a role (the session''s own login) may do beyond calling the daemon''s functions, each with what mends it, and its kind: superuser, bypassrls, createrole, replication, member, tables. No row is how it should be.';
 revoke all on function herald.excess_rights from public;
 grant execute on function herald.excess_rights to herald_daemon, herald_reader;

@@ -15,6 +15,7 @@ import pytest
 from pgherald import schema
 from tests.support import two_chapters as world
 from tests.support.postgres import DAEMON_LOGIN, MIGRATOR
+from tests.support.readme import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,11 +192,6 @@ FAULTS: Final = (
     ),
     Fault(
         "25_missing_trigger",
-        "select herald.unwatch('app.activity')",
-        "no table that herald.source_activity reads is watched: its changes wait for the scheduled run",
-    ),
-    Fault(
-        "25_missing_trigger",
         "alter table app.activity rename user_id to mentor_id",
         'table app.activity is watched by its column "user_id", which it does not have: its changes wait for the '
         "scheduled run",
@@ -212,6 +208,16 @@ FAULTS: Final = (
         "drop trigger open_prompt_update on herald.prompt",
         "trigger open_prompt_update on herald.prompt is missing: prompts are not found to be sent",
         mend="migrate",
+    ),
+    Fault(
+        "26_unwatched_source",
+        "select herald.unwatch('app.activity')",
+        "no table that herald.source_activity reads is watched: its changes wait for the scheduled run",
+    ),
+    Fault(
+        "26_unwatched_source",
+        "select herald.unwatch('app.peer_mentor')",
+        "no table that herald.source_recipient reads is watched: its changes wait for the scheduled run",
     ),
     Fault(
         "30_source_undefined",
@@ -392,7 +398,7 @@ def test_views_in_between_are_followed_to_the_tables_with_the_right_owners_right
         ]
         db.execute("alter view app.between set (security_invoker = true)")
         assert found(db, "31_source_rights") == []
-        assert found(db, "25_missing_trigger") == []
+        assert found(db, "26_unwatched_source") == []
     finally:
         db.execute("drop owned by between_owner cascade; drop role between_owner")
 
@@ -410,6 +416,17 @@ def test_a_watched_column_may_have_any_name_until_it_is_renamed(database: Databa
     ((_, remedy),) = found(db, "25_missing_trigger")
     db.execute(remedy)
     assert found(db, "25_missing_trigger") == []
+
+
+def test_the_steps_of_readme_leave_no_source_unwatched(database: Database) -> None:
+    db = database.connect()
+    for table in ("peer_mentor", "activity", "assignment", "certification"):
+        db.execute("select herald.unwatch(%s)", (f"app.{table}",))
+    assert len(found(db, "26_unwatched_source")) == 3
+    for block in blocks("sql"):
+        if "herald.source_" in block.text or "herald.watch(" in block.text:
+            db.execute(block.text.encode())
+    assert found(db, "26_unwatched_source") == []
 
 
 def test_a_restrictive_policy_that_hides_rows_is_told(database: Database) -> None:

@@ -217,6 +217,33 @@ def test_it_tells_what_became_of_the_prompt(app: App) -> None:
     assert explain(db, person, "inactivity", NOW + HOUR)["decision"] == (False, "decided already, see prompt")
 
 
+def test_what_came_after_the_moment_asked_for_is_left_out(app: App) -> None:
+    person = app.person(time_zone="UTC")
+    app.activity(person, NOW - 30 * DAY)
+    inactivity(app)
+    app.db.execute("update herald.device_token set last_seen_at = %s", (NOW + 3 * DAY,))
+    before = explain(app.db, person, "inactivity")
+    app.evaluate(NOW + HOUR)
+    other = app.scenario("inactivity", {"days": 20}, evaluated_through=NOW - 300 * DAY)
+    app.db.execute(
+        "insert into herald.prompt (scenario_id, scenario_type, user_id, activity_ref, due_at, evaluation_date, "
+        "idempotency_key, cooldown_window_start, status, owner, claimed_at, deadline, created_at) "
+        "values (%s, 'inactivity', %s, 'x', %s, %s, repeat('0', 64), %s, 'unknown', 'd', %s, %s, %s)",
+        (other, person, NOW, NOW.date() + 3 * DAY, NOW, NOW + 3 * DAY, NOW + 3 * DAY, NOW + 3 * DAY),
+    )
+    app.db.execute("update herald.scenario set chapter_id = %s where scenario_id = %s", (app.another_chapter(), other))
+    app.sent(app.prompts()[0].prompt_id, NOW + 2 * HOUR)
+    after = explain(app.db, person, "inactivity")
+    assert before["device_token"] == (True, "android, seen 2026-06-04 12:00 UTC")
+    assert after.pop("decision") == (False, "decided after this moment")
+    assert before.pop("decision") == (True, "a run that looks at it now sends it")
+    del before["daily_cap"], after["daily_cap"]  # as the gate counts it
+    assert after == before
+    assert explain(app.db, person, "inactivity", NOW + 3 * HOUR)["prompt"][1].endswith(
+        "sent 2026-06-01 14:00 UTC, not opened yet"
+    )
+
+
 def test_each_scenario_that_covers_the_person_is_gone_through(app: App) -> None:
     person = app.person()
     other = app.another_chapter()

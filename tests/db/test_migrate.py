@@ -280,6 +280,16 @@ def test_a_lock_that_somebody_holds_ends_migrate_with_a_word_and_without_a_trace
     schema.migrate(empty_database.migrator_dsn)
 
 
+def test_a_server_that_only_reads_is_told_of_the_primary(empty_database: Database) -> None:
+    read_only = make_conninfo(empty_database.migrator_dsn, options="-c default_transaction_read_only=on")
+    with pytest.raises(
+        ConfigError, match=r"only reads \(a standby\?\): PGHERALD_DATABASE_URL must name the primary"
+    ) as refused:
+        schema.migrate(read_only)
+    assert str(refused.value).startswith("migrate stopped")
+    assert not herald_exists(empty_database)
+
+
 def test_migrate_uses_no_object_that_only_looks_like_postgres_own(empty_database: Database) -> None:
     admin = empty_database.connect()
     admin.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -81,6 +82,17 @@ def test_everything_paused_is_claimed_by_nobody_until_it_is_resumed(organisation
     assert ask(db, "select was_paused, was_held, prompts from herald.resume()") == [(True, False, 1)]
     assert len(claim(db)) == 1
     assert ask(db, "select was_paused from herald.resume()") == [(False,)]
+
+
+def test_what_waits_in_a_pause_is_not_told_as_overdue(organisation: Organisation) -> None:
+    db = organisation.db
+    organisation.enqueue(organisation.scenario(), organisation.mentor("device"))
+    ready = "select oldest_ready_seconds > 500 from herald.daemon_state(null, now() + interval '10 minutes')"
+    assert ask(db, ready) == [(True,)]
+    db.execute("select * from herald.pause()")
+    assert ask(db, ready) == [(False,)]
+    db.execute("select * from herald.resume()")
+    assert ask(db, ready) == [(True,)]
 
 
 def test_a_paused_scenario_waits_alone_and_what_falls_due_meanwhile_waits_too(organisation: Organisation) -> None:
@@ -354,6 +366,23 @@ def test_status_counts_each_candidate_once_whichever_run_found_it(organisation: 
     assert ask(db, "select due, prompts, sent, suppressed, waiting from herald.status()") == [
         (2, 1, 1, {"opted_out": 1}, 0)
     ]
+
+
+def test_nothing_is_late_where_no_scenario_is_to_run(organisation: Organisation) -> None:
+    db = organisation.db
+    state = "select last_evaluation_at, now from herald.daemon_state()"
+    ((evaluated, now),) = ask(db, state)
+    assert evaluated == now, "there is none"
+    scenario = organisation.scenario()
+    assert ask(db, state)[0][0] is None
+    db.execute("select * from herald.evaluate()")
+    db.execute("update herald.evaluation_run set started_at = started_at - interval '1 hour'")
+    ((evaluated, now),) = ask(db, state)
+    assert now - evaluated >= timedelta(hours=1)
+    db.execute("update herald.scenario set mode = 'off' where scenario_id = %s", (scenario,))
+    ((evaluated, now),) = ask(db, state)
+    assert evaluated == now, "the last one is off"
+    assert ask(db, "select last_scheduled_at from herald.outbox_status()") == [(None,)]
 
 
 def test_status_says_what_it_is_in_a_sentence_in_the_language_asked_for(organisation: Organisation) -> None:

@@ -315,6 +315,10 @@ EXCESS = {
 }
 
 
+# Whoever may do so is a person's or the installation's login, which is not to lose what it is for.
+ADMINISTERS = ("alter role {login} superuser", "alter role {login} createrole", "grant herald_owner to {login}")
+
+
 @pytest.mark.parametrize("too_much", EXCESS)
 def test_whatever_the_daemon_is_given_too_much_is_named_with_what_takes_it_away(
     database: Database, too_much: str
@@ -330,10 +334,31 @@ def test_whatever_the_daemon_is_given_too_much_is_named_with_what_takes_it_away(
             assert daemon.execute("select problem, remedy from herald.excess_rights()").fetchall() == found
         check = dict(schema.checks())["16_role_rights"].encode()
         assert set(found) <= set(admin.execute(check).fetchall())
+        if too_much in ADMINISTERS:
+            return
         for _, remedy in found:
             admin.execute(remedy.replace(f"from {login}", f"from {login}, herald_daemon").encode())
-        if "herald_owner" not in too_much and "service_role" not in too_much and "pg_read" not in too_much:
+        if "service_role" not in too_much and "pg_read" not in too_much:
             assert admin.execute("select * from herald.excess_rights(%s)", (login,)).fetchall() == []
+    finally:
+        admin.execute(f"drop owned by {login}; drop role {login}".encode())
+
+
+@pytest.mark.parametrize("too_much", ADMINISTERS)
+def test_a_login_that_administers_loses_nothing_and_the_daemon_is_to_have_its_own(
+    database: Database, too_much: str
+) -> None:
+    admin = database.connect()
+    login = f"login_{database.name}"
+    own = "create role pgherald login in role herald_daemon, named in PGHERALD_DATABASE_URL"
+    admin.execute(f"create role {login} login bypassrls; grant select on app.activity to {login}".encode())
+    try:
+        admin.execute(too_much.format(login=login).encode())
+        found = admin.execute("select problem, remedy from herald.excess_rights(%s)", (login,)).fetchall()
+        assert {remedy for _, remedy in found} == {own}
+        admin.execute(f"grant herald_daemon to {login}".encode())
+        found = admin.execute("select problem, remedy from herald.excess_rights(%s)", (login,)).fetchall()
+        assert {remedy for _, remedy in found} == {f"{own}; then revoke herald_daemon from {login}"}
     finally:
         admin.execute(f"drop owned by {login}; drop role {login}".encode())
 

@@ -121,6 +121,25 @@ def test_a_definition_that_is_none_is_refused(app: App, definition: Any, message
         app.db.execute("select * from herald.preview(%s)", (Jsonb(definition),))
 
 
+@pytest.mark.parametrize("wrong", [{}, {"scenario_type": "birthday"}, {"params": {}}])
+def test_a_definition_without_a_name_is_called_that(app: App, wrong: dict[str, Any]) -> None:
+    definition = {**app.definition("inactivity", {"days": 30}).obj, "name": None, **wrong}
+    with pytest.raises(psycopg.errors.IntegrityError, match=r'scenario "\(without a name\)"'):
+        app.db.execute("select * from herald.preview(%s)", (Jsonb(definition),))
+
+
+def test_every_column_that_people_are_sent_to_is_explained(db: psycopg.Connection) -> None:
+    unexplained = db.execute(
+        """
+        select a.attrelid::regclass::text, a.attname
+        from pg_attribute as a
+        where a.attrelid in ('herald.scenario'::regclass, 'herald.setting'::regclass, 'herald.message_text'::regclass)
+          and a.attnum > 0 and not a.attisdropped and col_description(a.attrelid, a.attnum) is null
+        """
+    ).fetchall()
+    assert unexplained == []
+
+
 def test_a_cooldown_in_months_becomes_days_so_that_its_windows_have_one_length(app: App) -> None:
     app.scenario("inactivity", {"days": 30}, cooldown="1 year 2 months 3 days 04:00")
     assert app.db.execute("select cooldown::text from herald.scenario").fetchall() == [("428 days 04:00:00",)]

@@ -319,6 +319,9 @@ def test_roles_without_the_rights(database: Database, home: Path, key: Path) -> 
         dsn = database.server.cluster.dsn(database.name, "somebody")
         found = refusal("run", home=home, PGHERALD_FCM_CREDENTIALS=key, PGHERALD_DATABASE_URL=dsn)
         found.names('the role "somebody" may not use pgherald', 'grant herald_daemon to "somebody"')
+        superuser.execute("grant herald_reader to somebody")
+        found = refusal("run", home=home, PGHERALD_FCM_CREDENTIALS=key, PGHERALD_DATABASE_URL=dsn)
+        found.names('the role "somebody" may not use pgherald', 'grant herald_daemon to "somebody"')
         found = refusal("migrate", home=home, PGHERALD_DATABASE_URL=dsn)
         found.names('role "somebody" may not act as "herald_owner"', "grant herald_owner to somebody")
     finally:

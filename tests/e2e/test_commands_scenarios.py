@@ -114,6 +114,16 @@ def test_status_tells_of_what_is_paused_held_failing_and_late(pgherald: Command,
     assert re.search(r"LATE: the last run was \d+ min ago", text)
 
 
+def test_status_calls_nothing_late_where_every_scenario_is_off(pgherald: Command, organisation: Organisation) -> None:
+    organisation.scenario()
+    pgherald("evaluate")
+    organisation.db.execute("update herald.evaluation_run set started_at = started_at - interval '10 minutes'")
+    assert "LATE" in pgherald("status").text
+    organisation.db.execute("update herald.scenario set mode = 'off'")
+    assert "Schedule nothing to run; by a daemon, once one runs" in pgherald("status").text
+    assert pgherald("status", "--json").json["schedule"]["late"] is False
+
+
 def test_status_watch_shows_it_again_until_it_is_interrupted(pgherald: Command, organisation: Organisation) -> None:
     organisation.scenario()
     with mock.patch("pgherald.commands.status.time.sleep", side_effect=[None, None, KeyboardInterrupt]) as slept:
@@ -219,7 +229,15 @@ def test_preview_of_a_definition_that_is_not_saved(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "No such file"), ("{", "not JSON"), ("[1]", "not a JSON object"), ('{"a": 1}', 'unknown column "a"')],
+    [
+        (None, "No such file"),
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"a": 1}', 'unknown column "a"'),
+        (r'{"name": "a\u0000b"}', r"scenario.json: a text in it has a \u0000, which Postgres"),
+        (r'{"params": {"\\\u0000": [1]}}', r"a text in it has a \u0000"),
+        (r'{"a\\u0000": 1}', r'unknown column "a\u0000"'),
+    ],
 )
 def test_a_definition_that_is_none_is_refused(
     pgherald: Command, tmp_path: Path, content: str | None, said: str
@@ -256,6 +274,19 @@ def test_backtest_draws_days_and_names_whom_it_would_have_reached_most(
     assert len(pgherald("backtest", "after a contact", "--days", "365").out.splitlines()) < 30
 
 
+def test_a_backtest_over_more_days_than_there_are_is_refused(pgherald: Command, organisation: Organisation) -> None:
+    organisation.scenario(name="first steps")
+    longest = pgherald("backtest", "first steps", "--from", "2015-01-01", "--to", "2025-01-08")
+    assert (longest.code, longest.err) == (0, "")
+    for arguments in (("--from", "0001-01-01"), ("--from", "2015-01-01", "--to", "2025-01-09")):
+        answer = pgherald("backtest", "first steps", *arguments)
+        assert (answer.code, answer.out) == (2, "")
+        assert "--from lies more than 3,660 days before the end" in answer.err
+    answer = pgherald("backtest", "first steps", "--to", "0001-01-02")
+    assert (answer.code, answer.out) == (2, "")
+    assert "--to lies too early" in answer.err
+
+
 def test_why_lists_every_check_with_its_numbers(pgherald: Command, organisation: Organisation) -> None:
     organisation.scenario("inactivity", {"days": 30}, name="quiet mentors")
     person = organisation.mentor("device", registered="29 days 23 hours")
@@ -271,6 +302,9 @@ def test_describe_says_it_in_the_language_asked_for(pgherald: Command, organisat
     organisation.scenario(name="first steps")
     assert pgherald("describe", "first steps").out == "Send at a person's 1st activity; at most once a week\n"
     assert pgherald("describe", "--locale", "nb").out.splitlines()[1].startswith("  Send ved en persons 1. aktivitet")
+    assert pgherald("describe", "first steps", "--locale", "nb_NO").out.startswith("Send ved en persons 1. aktivitet")
+    assert pgherald("describe", "first steps", "--locale", "NN").out.startswith("Send ved en persons 1. aktivitet")
+    assert pgherald("describe", "first steps", "--locale", "en-GB").out.startswith("Send at a person's 1st activity")
     assert pgherald("describe", "--json").json[0]["name"] == "first steps"
 
 
@@ -278,10 +312,14 @@ def test_describe_says_it_in_the_language_asked_for(pgherald: Command, organisat
     ("arguments", "said"),
     [
         (["status", "--watch", "0"], "0.1 to 3600"),
+        (["status", "--locale", "de"], "--locale: is not a language that sentences are said in: en or nb"),
+        (["describe", "--locale", "xx"], "--locale: is not a language that sentences are said in: en or nb"),
+        (["describe", "--locale", "nbx"], "--locale: is not a language that sentences are said in: en or nb"),
         (["evaluate", "--scenario", "nowhere"], 'there is no scenario "nowhere"'),
         (["evaluate", "--now", "soon"], "2026-03-01T08:00+01:00"),
         (["preview"], "give either a SCENARIO or --definition FILE"),
         (["preview", "x", "--definition", "y"], "give either a SCENARIO or --definition FILE"),
+        (["backtest", "x", "--days", "28", "--from", "2026-03-01"], "--from: not allowed with argument --days"),
         (["why", "somebody", "inactivity"], "is not a uuid"),
         (["why", "00000000-0000-0000-0000-000000000001", "boredom"], "known: expiry, follow_up, inactivity, milestone"),
         (["describe", "nowhere"], 'there is no scenario "nowhere"'),
@@ -305,9 +343,13 @@ def test_two_scenarios_of_one_name_are_told_apart(pgherald: Command, organisatio
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 def test_a_window_that_is_none_is_refused_as_such(pgherald: Command, organisation: Organisation) -> None:
     organisation.scenario(name="first steps")
-    answer = pgherald("preview", "first steps", "--window", "a while")
-    assert (answer.code, answer.out) == (2, "")
-    assert "interval" in answer.err
+    for window in ("a while", "5 foos", "99999999999999 years"):
+        answer = pgherald("preview", "first steps", "--window", window)
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err == f"pgherald: --window '{window}' is no length of time; for example --window '7 days'\n"
+    longer = pgherald("preview", "first steps", "--window", "2 years")
+    assert (longer.code, longer.out) == (2, "")
+    assert "a window of up to a year" in longer.err
     seconds = pgherald("preview", "first steps", "--window", "2")  # to Postgres that is two seconds
     assert (seconds.code, seconds.out) == (2, "")
     assert "has no unit; for example '2 days'" in seconds.err
@@ -334,4 +376,10 @@ def test_the_settings_of_the_daemon_s_file_serve_the_commands_too(database: Data
     path = tmp_path / "pgherald.env"
     path.write_text(f"# the daemon's\nPGHERALD_DATABASE_URL='{database.daemon_dsn}'\n")
     assert Command({})("status", "--settings-file", path).code == 0
-    assert Command({})("status", "--settings-file", tmp_path / "nowhere").code == 78
+    nowhere = Command({})("status", "--settings-file", tmp_path / "nowhere")
+    assert (nowhere.code, nowhere.out) == (78, "")
+    assert f"the settings file {tmp_path / 'nowhere'}: No such file or directory" in nowhere.err
+    path.write_text("no setting\n")
+    broken = Command({})("status", "--settings-file", path)
+    assert (broken.code, broken.out) == (78, "")
+    assert f"the settings file {path} has lines that are not NAME=value: 1;" in broken.err

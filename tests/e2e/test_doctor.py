@@ -9,15 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgherald import schema
+from pgherald.devices import token_giver
 from pgherald.doctor import database as examination
 from pgherald.doctor import flow, servers, shipped
 from pgherald.emulator.client import emulator_process
+from pgherald.oauth import load_credentials
 from tests.support.certificates import Authority, Identity
 from tests.support.command import Command
 from tests.support.daemon import PATIENCE, running_daemon, wait_for
@@ -71,6 +74,7 @@ def test_a_sound_chain_has_no_problem_and_each_link_is_named(doctor: Command, em
     assert "a NOTIFY comes back on the listening connection" in answer.out
     assert "the functions are those that this program ships" in answer.out
     assert "the database and this machine agree on the time" in answer.out
+    assert f"{urlsplit(emulator.endpoint).netloc} gives an access token for them" in answer.out
     assert "FCM takes a message for project demo (validate_only, nothing sent)" in answer.out
     assert "nothing reaches a phone" in answer.text, "an emulator is not Google, and it says so"
     assert emulator.messages() == []
@@ -183,6 +187,41 @@ def test_a_login_without_the_daemon_s_role_is_told_the_grant(doctor: Command, da
     assert remedy == 'grant herald_daemon to "authenticator"'
 
 
+@on_18
+def test_a_login_that_may_look_but_not_claim_is_a_problem_and_the_rest_is_examined(
+    doctor: Command, db: psycopg.Connection, database: Database
+) -> None:
+    login = f"login_{database.name}"
+    db.execute(f"create role {login} login in role herald_reader".encode())
+    try:
+        dsn = database.server.cluster.dsn(database.name, login)
+        reader = Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn})
+        answer = reader("doctor", "--json")
+        what, remedy = findings(answer, "problem")["login_rights"]
+        assert f'the role "{login}" may not use pgherald' in what
+        assert "schema_version" in findings(answer, "ok")
+        db.execute(remedy)
+        assert problems(reader) == {}
+    finally:
+        db.execute(f"drop role {login}".encode())
+
+
+@on_18
+def test_a_login_that_may_call_the_functions_one_by_one_needs_no_role(
+    doctor: Command, db: psycopg.Connection, database: Database
+) -> None:
+    login = f"login_{database.name}"
+    db.execute(f"create role {login} login; grant usage on schema herald to {login}".encode())
+    db.execute(f"grant execute on all functions in schema herald to {login}".encode())
+    try:
+        dsn = database.server.cluster.dsn(database.name, login)
+        assert schema.check_for_daemon(dsn) == schema.shipped_version()
+        answer = Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn})("doctor", "--json")
+        assert "login_rights" not in findings(answer, "problem")
+    finally:
+        db.execute(f"drop owned by {login}; drop role {login}".encode())
+
+
 def test_a_replaced_function_is_seen_though_nobody_migrated(doctor: Command, db: psycopg.Connection) -> None:
     db.execute(
         "create or replace function herald.cooldown_window_start(p_at timestamptz, p_cooldown interval) "
@@ -243,6 +282,18 @@ def test_a_dropped_trigger_is_found_and_its_remedy_mends_it(
 
 
 @on_18
+def test_a_source_that_nobody_watches_is_late_and_no_problem(
+    doctor: Command, database: Database, db: psycopg.Connection
+) -> None:
+    db.execute("select herald.unwatch('app.peer_mentor')")
+    assert problems(doctor) == {}
+    what, remedy = warnings(doctor)["checks/26_unwatched_source"]
+    assert "its changes wait for the scheduled run" in what
+    database.connect("migrator").execute(remedy)
+    assert "checks/26_unwatched_source" not in warnings(doctor)
+
+
+@on_18
 def test_a_revoked_grant_is_found_and_its_remedy_mends_it(doctor: Command, db: psycopg.Connection) -> None:
     db.execute("revoke execute on function herald.sweep from herald_daemon")
     what, remedy = problems(doctor)["checks/14_missing_grant"]
@@ -272,7 +323,9 @@ def test_more_rights_than_the_daemon_needs_are_a_warning(
     db.execute(remedy)
     assert "login_rights" not in warnings(doctor)
     found = warnings(Command({**doctor.settings, "PGHERALD_DATABASE_URL": database.dsn}))
-    assert "is a superuser" in found["login_rights"][0]
+    what, remedy = found["login_rights"]
+    assert "is a superuser" in what
+    assert remedy == "create role pgherald login in role herald_daemon, named in PGHERALD_DATABASE_URL"
 
 
 # Schedule and queue.
@@ -489,7 +542,8 @@ def test_a_clock_two_hours_off_is_found_and_blamed_for_the_key_that_google_refus
     assert set(found) == {"database_clock", "fcm_clock", "oauth"}
     assert re.search(r"the database's clock is (2 h|120 min) behind this machine's", found["database_clock"]["what"])
     assert re.search(r"FCM's clock is (2 h|120 min) behind this machine's", found["fcm_clock"]["what"])
-    assert re.search(r"because this machine's clock is (2 h|120 min) off", found["oauth"]["what"])
+    no_token = r"127\.0\.0\.1:\d+ gives no access token, because this machine's clock is (2 h|120 min) off"
+    assert re.match(no_token, found["oauth"]["what"])
     assert found["oauth"]["remedy"] == "timedatectl set-ntp true"
 
 
@@ -510,6 +564,24 @@ def _as_a_process(settings: dict[str, str], **environment: str) -> Any:
 # Firebase Cloud Messaging.
 
 
+@pytest.mark.parametrize(
+    ("token_uri", "giver"),
+    [
+        ("https://oauth2.googleapis.com/token", "Google"),
+        ("https://accounts.google.com/o/oauth2/token", "Google"),
+        ("https://notgoogle.com/token", "notgoogle.com"),
+        ("http://127.0.0.1:9499/token", "127.0.0.1:9499"),
+    ],
+)
+def test_google_is_named_only_where_it_is_google_that_gives_access_tokens(
+    emulator: EmulatorProcess, tmp_path: Path, token_uri: str, giver: str
+) -> None:
+    path = tmp_path / "fcm.json"
+    path.write_text(json.dumps({**json.loads(emulator.credentials_path.read_text()), "token_uri": token_uri}))
+    credentials, _ = load_credentials(path, None)
+    assert token_giver(credentials) == giver
+
+
 @on_18
 def test_a_wrong_key_is_found(settings: dict[str, str], tmp_path: Path) -> None:
     """Of another emulator: the account is unknown to this one."""
@@ -519,7 +591,7 @@ def test_a_wrong_key_is_found(settings: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "wrong.json").write_text(json.dumps({**mine, "private_key": key["private_key"]}))
     doctor = Command({**settings, "PGHERALD_FCM_CREDENTIALS": str(tmp_path / "wrong.json")})
     what, remedy = problems(doctor)["oauth"]
-    assert "it does not accept this key" in what
+    assert re.match(r"127\.0\.0\.1:\d+ gives no access token: it does not accept this key", what)
     assert "Generate new private key" in remedy
     answer = doctor("doctor")
     assert "PRIVATE KEY" not in answer.out

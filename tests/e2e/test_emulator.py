@@ -62,6 +62,12 @@ def test_wrong_usage_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixtu
     assert arguments[0] in capsys.readouterr().err
 
 
+def test_a_certificate_without_the_tls_port_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = ["--listen", "192.0.2.1:1"]  # where nothing can listen: it ends, whatever it makes of the rest
+    assert cli.main([*nowhere, "--tls-certificate", str(tmp_path / "cert.pem")]) == 2
+    assert capsys.readouterr().err.startswith("pgherald fcm-emulator: --tls-certificate is that of the TLS port: give ")
+
+
 def test_it_mounts_as_a_command_of_another_parser() -> None:
     parser = argparse.ArgumentParser()
     cli.add_parser(parser.add_subparsers(dest="command"))

@@ -144,7 +144,7 @@ def test_a_reload_takes_renewed_certificates_and_turns_tls_on_and_off(
 
         key.write_bytes(first.key.read_bytes())  # half of a renewal
         daemon.process.send_signal(signal.SIGHUP)
-        daemon.wait_for_event("reload_refused")
+        assert daemon.wait_for_event("reload_refused")["reason"] == "metrics_tls"
         assert daemon.wait_for_event("setting_refused")["setting"] == "PGHERALD_METRICS_TLS_KEY"
         assert get(daemon, theirs) == 200
 

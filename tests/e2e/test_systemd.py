@@ -285,8 +285,15 @@ def test_a_reload_takes_new_credentials(
         manager.wait_for("READY=1")
         key.write_text(json.dumps(account | {"private_key": "not a key"}))
         daemon.process.send_signal(signal.SIGHUP)
-        daemon.wait_for_event("reload_refused")
+        refused = daemon.wait_for_event("reload_refused")
+        assert (refused["reason"], refused["path"]) == ("credentials", str(key))
         manager.wait_for("STATUS=reload refused, nothing was changed; sending.*")
+        key.unlink()
+        daemon.process.send_signal(signal.SIGHUP)
+        refused = daemon.wait_for_event("reload_refused", count=2)
+        assert (refused["reason"], refused["path"]) == ("credentials", str(key))
+        assert refused["exception"] == "FileNotFoundError[ENOENT]"
+        manager.wait_for("READY=1", 3)
         key.write_text(json.dumps(account | {"project_id": "another-project"}))
         daemon.process.send_signal(signal.SIGHUP)
         assert daemon.wait_for_event("setting_needs_restart")["setting"] == "PGHERALD_FCM_PROJECT"
@@ -296,11 +303,23 @@ def test_a_reload_takes_new_credentials(
         daemon.wait_for_event("oauth_refresh_failed")
         organisation.enqueue(organisation.scenario(), organisation.mentor("phone-1"))
         wait_for(lambda: len(organisation.notifications()) == 1)
-        manager.wait_for("READY=1", 4)
+        manager.wait_for("READY=1", 5)
         assert "private_key" not in daemon.log
 
 
-def test_a_reload_of_settings_that_cannot_work_changes_nothing(
+def test_a_refused_reload_names_no_credentials_file_that_may_be_a_secret_in_the_wrong_line(
+    database: Database, emulator: EmulatorProcess, manager: Manager, tmp_path: Path, settings_file: Path
+) -> None:
+    with managed(database, emulator, manager, tmp_path, settings_file) as daemon:
+        manager.wait_for("READY=1")
+        settings_file.write_text("PGHERALD_FCM_CREDENTIALS=hush\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        refused = daemon.wait_for_event("reload_refused")
+        assert (refused["reason"], refused["path"]) == ("credentials", None)
+        assert "hush" not in daemon.log
+
+
+def test_a_reload_of_settings_that_cannot_work_changes_nothing_and_says_what_is_at_fault(
     database: Database, emulator: EmulatorProcess, manager: Manager, tmp_path: Path, settings_file: Path
 ) -> None:
     with managed(database, emulator, manager, tmp_path, settings_file) as daemon:
@@ -314,6 +333,11 @@ def test_a_reload_of_settings_that_cannot_work_changes_nothing(
             daemon.process.send_signal(signal.SIGHUP)
             manager.wait_for("STATUS=reload refused, .*", number)
         assert [event["setting"] for event in daemon.events("setting_refused")] == ["PGHERALD_MAX_RATE"]
+        assert [(event["reason"], event["path"], event["exception"]) for event in daemon.events("reload_refused")] == [
+            ("settings", None, "ConfigError"),
+            ("settings_file_lines", str(settings_file), "ConfigError"),
+            ("settings_file_unreadable", str(settings_file), "FileNotFoundError[ENOENT]"),
+        ]
         assert daemon.metric('pgherald_wakeups_total{source="poll"}') == 0
         assert "hush" not in daemon.log
         assert daemon.get("/readyz")[0] == 200
@@ -422,10 +446,11 @@ def test_the_example_of_the_settings_is_one_that_the_daemon_takes(
 ) -> None:
     from pgherald.config import SETTINGS, load_settings, parse_environment_file
 
-    text = (UNITS / "pgherald.env.example").read_text()
+    path = UNITS / "pgherald.env.example"
+    text = path.read_text()
     everything = re.sub(r"^#(?=PGHERALD_)", "", text, flags=re.MULTILINE)
     for each in (text, everything):
-        found = parse_environment_file(each)
+        found = parse_environment_file(each, path)
         load_settings({**found, "HOME": "/nonexistent"})
     by_the_unit = {"PGHERALD_FCM_CREDENTIALS", "PGHERALD_STATE_DIR"}
     by_the_unit |= {f"PGHERALD_METRICS_TLS_{file}" for file in ("CERTIFICATE", "KEY", "CLIENT_CA")}

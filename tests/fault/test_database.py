@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fault import naive_sql
-from tests.fault.brakes import commits_held_up, deadlocks, is_held_up, locked
+from tests.fault.brakes import commits_held_up, deadlocks, is_held_up, locked, stuck_records
 from tests.fault.crowd import crowd
 from tests.fault.invariants import Broken
 from tests.fault.links import link_to
@@ -195,6 +195,21 @@ def test_a_lock_on_the_outbox_is_waited_for_without_a_busy_loop(
             world.rest()
             promise(world, unknown=())
             assert world.statuses() == {"sent": 25}
+
+
+def test_a_database_that_takes_no_records_leaves_few_pushes_without_one(make_world: Worlds, promise: Promise) -> None:
+    with make_world() as world:
+        world.scenario()
+        daemon = world.daemon(max_in_flight="10")
+        with stuck_records(world):
+            world.act(world.people(500))
+            world.wait_for_pushes(20)
+            wait_until(lambda: daemon.metric("pgherald_in_flight") == 0, "none under way")
+            time.sleep(1)
+            assert len(world.pushes()) == 20  # ten wait for their record, and ten more have the slots
+        world.rest()
+        promise(world)
+        assert world.statuses() == {"sent": 500}
 
 
 CPU_OF_WAITING = 0.25

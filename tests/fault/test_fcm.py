@@ -88,6 +88,24 @@ def test_control_a_dispatcher_that_retries_on_doubt_is_found_out(
             assert any(prefix in each for each in twice), prefix
 
 
+def test_while_a_proxy_answers_in_its_place_few_prompts_end_in_doubt(
+    make_world: Worlds, promise: Promise, fcm: EmulatorProcess
+) -> None:
+    with make_world() as world:
+        world.scenario()
+        daemon = world.daemon(max_in_flight="10")
+        fcm.set_faults({"do": "status", "status": 502, "body": "<html>bad gateway</html>"})
+        world.act(world.people(300))
+        wait_until(lambda: "breaker_no_answer" in daemon.page("/readyz"), "it says so")
+        fcm.set_faults()
+        world.rest()
+        wait_until(lambda: "breaker_no_answer" not in daemon.page("/readyz"), "working again")
+        doubts = [user for (user,) in world.ask("select user_id from herald.prompt where status = 'unknown'")]
+        promise(world, unknown=doubts)
+        assert len(doubts) <= 40
+        assert world.statuses() == {"unknown": len(doubts), "sent": 300 - len(doubts)}
+
+
 def test_with_resend_a_second_copy_replaces_the_first_and_there_are_three_at_most(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess
 ) -> None:

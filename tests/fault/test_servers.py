@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import subprocess
 import time
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -328,3 +331,26 @@ def test_a_black_hole_on_the_database_link_is_noticed_within_ten_seconds(
         world.daemon("outside")
         world.rest(time_passes=True)
         promise(world, unknown=())
+
+
+def test_the_server_asks_within_seconds_whether_a_silent_daemon_is_still_there(make_world: Worlds) -> None:
+    needs("ss", "the timers of the server's sockets")
+    with make_world(tcp=True) as world:
+        world.scenario()
+        daemon = world.daemon(scheduler="internal")
+        daemon.wait_for("listening")
+        world.act(world.people(1))
+        world.wait_for_pushes(1)
+        sessions = dict(
+            world.ask("select application_name, client_port from pg_stat_activity where usename = %s", [DAEMON_LOGIN])
+        )
+        assert sessions.keys() == {"pgherald", "pgherald listener", "pgherald locks"}
+        for port in sessions.values():
+            wait_until(partial(asks_within_five_seconds, port), "the server minds who is silent")
+
+
+def asks_within_five_seconds(client_port: int) -> bool:
+    """Whether the server is going to; not while it waits for word of what it has just sent."""
+    command = ["ss", "--tcp", "--numeric", "--options", "--no-header", f"dport = :{client_port}"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.search(r"timer:\(keepalive,(?:5sec|[0-4](?:sec|\.\d+ms)|\d+ms),", told) is not None

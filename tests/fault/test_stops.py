@@ -166,6 +166,23 @@ def fifty_in_flight(world: World, fcm: EmulatorProcess, variant: str | None) -> 
     return daemon
 
 
+def test_sigterm_twice_ends_it_though_the_database_takes_no_records(make_world: Worlds, promise: Promise) -> None:
+    with make_world() as world:
+        world.scenario()
+        daemon = world.daemon()
+        with stuck_records(world):
+            world.act(world.people(5))
+            wait_until(lambda: daemon.metric("pgherald_spool_entries") == 5, "all in the spool")
+            for event in ("stopping", "stopping_at_once"):
+                daemon.send(signal.SIGTERM)
+                daemon.wait_for(event)
+            assert daemon.wait() == 0
+        world.restart(daemon)
+        world.rest()
+        promise(world, unknown=())
+        assert world.statuses() == {"sent": 5}
+
+
 @pytest.mark.parametrize(
     "variant",
     [

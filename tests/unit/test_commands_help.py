@@ -7,6 +7,7 @@ import argparse
 import pytest
 
 from pgherald import commands
+from pgherald.devices import MASS_LEAST, MASS_SHARE
 from tests.support.command import Command
 
 
@@ -59,3 +60,9 @@ def test_each_command_has_help_json_and_the_daemon_s_settings_file(path: tuple[s
     assert usage.startswith(f"usage: pgherald {' '.join(path)}")
     assert len(text.split("\n\n")[0]) > 40, "a sentence or two on what it does"
     assert max(map(len, answer.out.splitlines())) <= 80
+
+
+def test_the_help_of_a_verification_says_when_it_stops() -> None:
+    text = " ".join(Command({})("tokens", "verify", "--help").out.split())
+    assert MASS_SHARE == 1 / 3
+    assert f"If more than {MASS_LEAST}, and more than a third, are invalid it stops" in text

@@ -300,18 +300,26 @@ def test_a_crash_whose_causes_form_a_ring_is_still_written(out: Lines) -> None:
 
 
 def test_what_libraries_log_is_heard_from_warning_on_without_their_words(configured: Lines) -> None:
-    library = logging.getLogger("psycopg.pool")
+    library = logging.getLogger("google.auth")
     library.info("hello %s", SECRET)
     library.warning("error connecting: %s", SECRET)
     library.error(SECRET, exc_info=raised(ConnectionError(SECRET)))
     lines = configured.parsed()
     assert [(line["event"], line["level"], line["logger"]) for line in lines] == [
-        ("library_warning", "warning", "psycopg.pool")
+        ("library_warning", "warning", "google.auth")
     ] * 2
     assert [line["library_level"] for line in lines] == ["warning", "error"]
     assert [line["exception"] for line in lines] == [None, "ConnectionError"]
     assert all(re.fullmatch(r"test_log\.py:\d+", line["where"]) for line in lines)
     assert "Nordmann" not in configured.getvalue()
+
+
+def test_the_pool_s_tries_while_a_database_is_away_do_not_fill_the_log(configured: Lines) -> None:
+    pool = logging.getLogger("psycopg.pool")
+    pool.warning("error connecting in 'pool-1': %s", SECRET)
+    assert configured.parsed() == []
+    pool.error("broken")
+    assert [(line["logger"], line["library_level"]) for line in configured.parsed()] == [("psycopg.pool", "error")]
 
 
 def test_configuring_twice_does_not_say_things_twice(configured: Lines) -> None:

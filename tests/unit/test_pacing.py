@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgherald import pacing
+from pgherald.metrics import BREAKERS
 from pgherald.model import Code, Platform
 from pgherald.outcome import QUOTA_PAUSE, Accepted, Answer, Effect, Rejected, TokenInvalid, Unsure
 from pgherald.pacing import Pacing
@@ -256,6 +257,41 @@ def test_while_fcm_cannot_be_reached_prompts_keep_their_tries(trouble: Answer) -
     assert not any(pace.breakers(now).values())
 
 
+def test_while_fcm_gives_no_answer_few_prompts_end_in_doubt() -> None:
+    pace, now, spent = Pacing(100.0), 0.0, 0
+    while now < 3600.0:
+        claimed = pace.allowance(now, 10)
+        for _ in range(claimed):
+            pace.on_answer(SILENCE, Platform.ANDROID, now)
+        spent += claimed
+        now += pace.ready_in(now)
+    assert spent < 80  # in an hour
+    assert pace.breakers(now)["no_answer"]
+    assert pace.allowance(now, 10) == 1
+    pace.on_answer(UNREGISTERED, Platform.ANDROID, now)  # whatever it says, it is an answer
+    assert pace.allowance(now + 1, 10) == 10
+    assert not any(pace.breakers(now + 1).values())
+
+
+def test_a_connection_that_breaks_with_many_pushes_on_it_costs_a_second() -> None:
+    pace = Pacing(1000.0)
+    for _ in range(100):
+        pace.on_answer(SILENCE, Platform.ANDROID, 0.0)
+    assert pace.ready_in(0.0) == pacing.SILENCE_WAIT
+    assert pace.allowance(pacing.SILENCE_WAIT, 100) == 1
+    pace.on_answer(ACCEPTED, Platform.ANDROID, 1.1)
+    assert pace.allowance(2.0, 100) == 100
+
+
+def test_doubt_now_and_then_holds_back_nothing() -> None:
+    pace = Pacing(100.0)
+    for _ in range(20):
+        for _ in range(pacing.SILENCE_STRIKES - 1):
+            pace.on_answer(SILENCE, Platform.ANDROID, 0.0)
+        pace.on_answer(OVERLOADED, Platform.ANDROID, 0.0)
+    assert pace.ready_in(0.0) == 0
+
+
 def test_a_bad_apns_key_holds_back_ios_alone() -> None:
     pace = Pacing(100.0)
     pace.on_answer(BAD_APNS_KEY, Platform.IOS, 0.0)
@@ -362,6 +398,6 @@ def test_whatever_happened_the_daemon_comes_back_to_full_speed(
         for platform in pace.platforms(now) if claimed else ():
             pace.on_answer(ACCEPTED, platform, now)
     now += pacing.MISMATCH_WINDOW
-    assert pace.breakers(now) == dict.fromkeys(("quota", "permission", "apns_auth", "sender_mismatch"), False)
+    assert pace.breakers(now) == dict.fromkeys(BREAKERS, False)
     assert pace.allowance(now, 5) == 5
     assert pace.platforms(now) == set(Platform)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +11,7 @@ import anyio
 import pytest
 
 from pgherald import worker as module
-from pgherald.config import parse_environment_file
+from pgherald.config import parse_environment_file, read_settings_file
 from pgherald.dispatcher import DispatchConfig
 from pgherald.errors import ConfigError
 from pgherald.exporter import Health
@@ -23,13 +24,15 @@ from pgherald.worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+FILE = Path("/etc/pgherald/pgherald.env")
+
 
 def test_a_settings_file_is_read_as_systemd_reads_it() -> None:
     text = (
         "# a comment\n; another\n\n  PGHERALD_LOG_LEVEL=debug  \n"
         "A=\"two words\"\nB='#x y'\nC=\nD=postgresql://u@h/d?a=b%40c\n"
     )
-    assert parse_environment_file(text) == {
+    assert parse_environment_file(text, FILE) == {
         "PGHERALD_LOG_LEVEL": "debug",
         "A": "two words",
         "B": "#x y",
@@ -41,9 +44,23 @@ def test_a_settings_file_is_read_as_systemd_reads_it() -> None:
 @pytest.mark.parametrize("line", ["secret", "export A=secret", "A='secret", 'A="x" secret', "A=secret\\", "1A=secret"])
 def test_a_line_that_is_no_setting_is_refused_by_its_number_and_never_repeated(line: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        parse_environment_file(f"A=1\n{line}\n")
-    assert "NAME=value: 2;" in str(refused.value)
+        parse_environment_file(f"A=1\n{line}\n", FILE)
+    assert f"the settings file {FILE} has lines that are not NAME=value: 2;" in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "No such file or directory"), (b"A=\xff\n", "it is not UTF-8 text")]
+)
+def test_a_settings_file_that_cannot_be_read_is_named_with_the_reason(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    path = tmp_path / "pgherald.env"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        read_settings_file(path)
+    assert str(refused.value) == f"cannot read the settings file {path}: {said}"
 
 
 def test_another_rate_holds_at_once_and_leaves_pauses_alone() -> None:

@@ -104,7 +104,7 @@ class Backlog(Database):
         return Claimed(cast("Any", tuple(range(count))), ())
 
     async def wait_free(self) -> int:
-        while self.taken == self.SLOTS:  # noqa: ASYNC110 - a slot that comes free sets no event
+        while self.taken >= self.SLOTS:  # noqa: ASYNC110 - a slot that comes free sets no event
             await anyio.sleep(0.001)
         return min(3, self.SLOTS - self.taken)
 
@@ -131,7 +131,7 @@ class Backlog(Database):
 
 
 def worker(database: Database, bell: Doorbell, spool: SimpleNamespace | None = None) -> Worker:
-    parts = spool or SimpleNamespace(failing=False, owed=0)
+    parts = spool or SimpleNamespace(failing=False, owed=0, unwritten=0, finished_at=0.0)
     slots = database if isinstance(database, Backlog) else Slots()
     arguments: Sequence[object] = (
         *(database, slots, parts, Pacing(1e6, ramp_seconds=0), parts, bell, database),
@@ -242,7 +242,7 @@ async def test_what_the_second_claim_fails_for_is_told_as_if_it_were_the_first()
 
 
 async def test_what_was_claimed_while_the_spool_failed_is_given_back_unsent() -> None:
-    database, spool = Backlog(), SimpleNamespace(failing=False, owed=0)
+    database, spool = Backlog(), SimpleNamespace(failing=False, owed=0, unwritten=0, finished_at=0.0)
     running = worker(database, Doorbell(), spool)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(running.run)
@@ -253,6 +253,26 @@ async def test_what_was_claimed_while_the_spool_failed_is_given_back_unsent() ->
             await database.answer()
         running.stop()
     assert (database.sent, database.given_back, database.taken) == (3, 6, 0)
+
+
+async def test_while_the_database_owes_an_answer_nobody_is_taken_to_hang() -> None:
+    database, recorder = Backlog(), SimpleNamespace(failing=False, owed=0, unwritten=0, finished_at=0.0)
+    running = worker(database, Doorbell(), recorder)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.run)
+        await anyio.sleep(0.02)
+        assert await database.answer() == 2
+        database.taken += Backlog.SLOTS  # whoever wants a slot waits
+        assert await database.answer() == 1
+        later = time.monotonic() + 600
+        told = [running.hangs(later)]
+        assert await database.answer() == 0
+        recorder.unwritten = 1
+        told.append(running.hangs(later))
+        recorder.unwritten, recorder.finished_at = 0, later  # until then the time was the database's
+        told += [running.hangs(later), running.hangs(later + 600)]
+        tasks.cancel_scope.cancel()
+    assert told == [False, False, False, True]
 
 
 async def test_a_second_claim_that_gets_no_slot_back_is_taken_to_hang() -> None:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from pgherald import screen
-from pgherald.config import load_settings, parse_environment_file
-from pgherald.errors import ConfigError
+from pgherald.config import load_settings, read_settings_file
 from pgherald.screen import Screen
 
 if TYPE_CHECKING:
@@ -85,15 +84,19 @@ def as_window(text: str) -> str:
     return text
 
 
+def as_locale(text: str) -> str:
+    """A language that sentences are said in, whose tag may name a country; nn and no are answered in nb."""
+    if text.lower().replace("_", "-").split("-")[0] not in ("en", "nb", "nn", "no"):
+        raise argparse.ArgumentTypeError("is not a language that sentences are said in: en or nb")
+    return text.replace("_", "-")
+
+
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings of the environment, or of the file that the arguments name, as `pgherald run` reads them."""
     path: Path | None = arguments.settings_file
     if path is not None:
-        try:
-            found = parse_environment_file(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read the settings file {path}: {type(error).__name__}") from None
-        os.environ.update(found)  # with what is for libpq and OpenSSL: PGPASSFILE, SSL_CERT_FILE
+        # With what is for libpq and OpenSSL: PGPASSFILE, SSL_CERT_FILE.
+        os.environ.update(read_settings_file(path))
     return load_settings(os.environ)
 
 

@@ -104,8 +104,8 @@ def _add_tokens(commands: Commands) -> None:
         _tokens_verify,
         "ask FCM which tokens it still knows, revoke the others",
         "Has FCM check a message to each live device (validate_only: nobody gets anything) and revokes the tokens it "
-        "no longer knows. If more than a third are invalid it stops and revokes nothing more: that is rather a wrong "
-        "project than wear. The checks count toward FCM's quota and keep PGHERALD_MAX_RATE.",
+        "no longer knows. If more than 10, and more than a third, are invalid it stops and revokes nothing more: that "
+        "is rather a wrong project than wear. The checks count toward FCM's quota and keep PGHERALD_MAX_RATE.",
     )
     verify.add_argument(
         "--unseen-for",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import orjson
 from pgherald.commands.command import (
     AT,
     SCENARIO,
+    as_locale,
     as_moment,
     as_uuid,
     as_window,
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from pgherald.commands.command import Commands
     from pgherald.operate import Backtested, Check, Operations, Previewed, Run
     from pgherald.screen import Screen
+
+
+DAYS_MAX: Final = 3660
+"""A backtest goes over so many days at most."""
 
 
 def add_parsers(commands: Commands) -> None:
@@ -123,6 +129,10 @@ def _subject(operations: Operations, arguments: argparse.Namespace) -> tuple[UUI
     return definition, str(definition.get("name", "this definition"))
 
 
+#: The escape of a NUL in a JSON text; a backslash before it may itself be escaped.
+_NUL: Final = re.compile(rb"(?<!\\)(\\\\)*\\u0000")
+
+
 def _read_definition(path: str) -> dict[str, Any]:
     try:
         content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
@@ -138,6 +148,8 @@ def _read_definition(path: str) -> dict[str, Any]:
             f'--definition {path}: not a JSON object; for example {{"scenario_type": "inactivity", "organisation_id": '
             '"<uuid>", "name": "quiet mentors", "params": {"days": 30}}'
         )
+    if _NUL.search(content):
+        raise UsageError(f"--definition {path}: a text in it has a \\u0000, which Postgres does not take: leave it out")
     return definition
 
 
@@ -161,6 +173,8 @@ def _add_preview(commands: Commands) -> None:
 def _preview(arguments: argparse.Namespace) -> int:
     with connected(arguments) as operations:
         subject, name = _subject(operations, arguments)
+        if not operations.is_interval(arguments.window):
+            raise UsageError(f"--window '{arguments.window}' is no length of time; for example --window '7 days'")
         found = operations.preview(subject, arguments.now, arguments.window)
     if arguments.json:
         say(as_json(found))
@@ -210,8 +224,9 @@ def _add_backtest(commands: Commands) -> None:
         "let through, and who would have got most. Quiet hours, devices and caps are left aside; nothing is written.",
     )
     _add_definition(parser)
-    parser.add_argument("--days", type=whole(1, 3660, "a number"), default=28, help="days back (default: 28)")
-    parser.add_argument("--from", dest="begin", type=as_moment, metavar="MOMENT", help=f"instead of --days: {AT}")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--days", type=whole(1, DAYS_MAX, "a number"), help="days back (default: 28)")
+    begin.add_argument("--from", dest="begin", type=as_moment, metavar="MOMENT", help=f"instead of --days: {AT}")
     parser.add_argument("--to", dest="end", type=as_moment, metavar="MOMENT", help="until then (default: now)")
 
 
@@ -219,9 +234,14 @@ def _backtest(arguments: argparse.Namespace) -> int:
     with connected(arguments) as operations:
         subject, name = _subject(operations, arguments)
         end = arguments.end or operations.outbox().now
-        begin = arguments.begin or end - timedelta(days=arguments.days)
+        try:
+            begin = arguments.begin or end - timedelta(days=arguments.days or 28)
+        except OverflowError:
+            raise UsageError("--to lies too early for so many days before it: give a later one") from None
         if begin >= end:
             raise UsageError("--from must lie before --to")
+        if end - begin > timedelta(days=DAYS_MAX):
+            raise UsageError(f"--from lies more than {DAYS_MAX:,} days before the end: give a later one")
         rows = operations.backtest(subject, begin, end)
     if arguments.json:
         say(as_json(rows))
@@ -306,7 +326,7 @@ def _add_describe(commands: Commands) -> None:
         "Says what a scenario does in one sentence, in English or Norwegian; without SCENARIO all of them.",
     )
     parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help=SCENARIO)
-    parser.add_argument("--locale", default="en", help="en or nb (default: en)")
+    parser.add_argument("--locale", type=as_locale, default="en", help="en or nb (default: en)")
 
 
 def _describe(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from pgherald.commands.command import as_seconds, command, connected, say, settings_of, terminal, whole
+from pgherald.commands.command import as_locale, as_seconds, command, connected, say, settings_of, terminal, whole
 from pgherald.config import Scheduler
 from pgherald.screen import Colour, ago, as_json, count, cut, listed, short, span
 
@@ -44,7 +44,9 @@ def _add_status(commands: Commands) -> None:
         "judges).",
     )
     parser.add_argument("--hours", type=whole(1, 8760, "a number"), default=24, help="count this many (default: 24)")
-    parser.add_argument("--locale", default="en", help="language of the sentences: en or nb (default: en)")
+    parser.add_argument(
+        "--locale", type=as_locale, default="en", help="language of the sentences: en or nb (default: en)"
+    )
     parser.add_argument(
         "--watch",
         type=as_seconds,
@@ -143,7 +145,7 @@ def _status_text(
         to.paint(f"pgherald in database {database}, {outbox.now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", Colour.BOLD),
         "",
         *_queue_lines(outbox, sum(each.waiting for each in scenarios if each.paused_at), to),
-        *_schedule_lines(outbox, settings, bool(scenarios), to),
+        *_schedule_lines(outbox, settings, any(each.mode != "off" for each in scenarios), to),
         "",
     ]
     if not scenarios:
@@ -160,7 +162,7 @@ def _queue_lines(outbox: OutboxStatus, paused: int, to: Screen) -> Iterator[str]
     notes = []
     if outbox.oldest_ready_seconds > 0:
         notes.append(f"the oldest for {span(outbox.oldest_ready_seconds)}")
-    elif outbox.next_not_before is not None:
+    elif outbox.next_not_before is not None and outbox.paused_at is None:
         notes.append(f"the next {ago(outbox.next_not_before, outbox.now)}")
     if paused:
         notes.append(f"{paused:,} of paused scenarios")
@@ -178,12 +180,14 @@ def _queue_lines(outbox: OutboxStatus, paused: int, to: Screen) -> Iterator[str]
         yield f"          {to.paint(text, Colour.RED)}"
 
 
-def _schedule_lines(outbox: OutboxStatus, settings: Settings, scenarios: bool, to: Screen) -> Iterator[str]:
+def _schedule_lines(outbox: OutboxStatus, settings: Settings, to_run: bool, to: Screen) -> Iterator[str]:
     who = _who_runs(outbox, settings)
     following = _next_run(outbox)
-    if following is None:
+    if not to_run:
+        yield f"Schedule  nothing to run; by {who or 'nobody'}"
+    elif following is None:
         text = "no scheduled run within the last day"
-        yield f"Schedule  {to.paint(text, Colour.RED) if scenarios else 'nothing to run yet'}; by {who or 'nobody'}"
+        yield f"Schedule  {to.paint(text, Colour.RED)}; by {who or 'nobody'}"
     elif _is_late(outbox):
         text = f"LATE: the last run was {ago(outbox.last_scheduled_at, outbox.now)}"
         yield f"Schedule  {to.paint(text, Colour.RED)}; they should come each minute by {who or 'nobody'}"

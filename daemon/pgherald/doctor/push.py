@@ -116,9 +116,9 @@ async def _examine(settings: Settings) -> list[Finding]:
             try:
                 await way.oauth.token()
             except NoOAuthToken as error:
-                found.append(_no_token(error.reason, witness[0].offset))
+                found.append(_no_token(error.reason, witness[0].offset, way.token_giver))
                 return found
-            found.append(ok(Part.FCM, "oauth", "Google gives an access token for them"))
+            found.append(ok(Part.FCM, "oauth", f"{way.token_giver} gives an access token for them"))
             if not any(each.check == "fcm_endpoint" and each.state is State.PROBLEM for each in reached):
                 found.append(await _validate(way, witness[0]))
     except ConfigError as error:
@@ -205,15 +205,15 @@ def _why_not_reached(endpoint: str) -> tuple[str, str]:
     return "it was refused for a moment", "try again"
 
 
-def _no_token(reason: str, offset: float | None) -> Finding:
+def _no_token(reason: str, offset: float | None, giver: str) -> Finding:
     if reason == "invalid_grant" and offset is not None and abs(offset) > OFFSET_PROBLEM:
-        what = f"Google gives no access token, because this machine's clock is {span(abs(offset))} off"
+        what = f"{giver} gives no access token, because this machine's clock is {span(abs(offset))} off"
         return problem(Part.FCM, "oauth", what, "timedatectl set-ntp true")
     if reason == "invalid_grant":
         return problem(
             Part.FCM,
             "oauth",
-            "Google gives no access token: it does not accept this key (deleted, disabled, or of a deleted account)",
+            f"{giver} gives no access token: it does not accept this key (deleted, disabled, or of a deleted account)",
             "make a new one: Firebase console, Project settings, Service accounts, Generate new private key",
         )
     return problem(Part.FCM, "oauth", f"no access token ({reason})", explain_no_token(reason))

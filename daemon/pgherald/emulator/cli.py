@@ -14,7 +14,7 @@ import orjson
 
 from pgherald.emulator.address import Address
 from pgherald.emulator.faults import Fault, FaultError, parse_fault
-from pgherald.errors import HeraldError
+from pgherald.errors import HeraldError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,8 +85,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs until SIGINT or SIGTERM. Exit code 0, or 1 if it could not start (said on stderr)."""
+    """Runs until SIGINT or SIGTERM. Exit code 0, 1 if it could not start or 2 for wrong usage (said on stderr)."""
     try:
+        if args.tls_certificate is not None and args.tls_listen is None:
+            raise UsageError("--tls-certificate is that of the TLS port: give --tls-listen HOST:PORT too")
         _check_extra()
         anyio.run(_serve, args)
     except HeraldError as error:

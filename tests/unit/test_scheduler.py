@@ -1,0 +1,166 @@
+"""The clockwork of a daemon, on a clock as fast as can be: pg_cron's silence, retention, and what it reports."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from pgherald import scheduler
+from pgherald.config import LogLevel
+from pgherald.config import Scheduler as Mode
+from pgherald.dispatcher import DispatchConfig
+from pgherald.exporter import Health, Status
+from pgherald.listener import Doorbell
+from pgherald.metrics import Metrics
+from pgherald.model import Code, Platform
+from pgherald.outcome import Effect, Rejected, Unsure
+from pgherald.pacing import Pacing
+from pgherald.scheduler import Scheduler
+from pgherald.store import State
+
+if TYPE_CHECKING:
+    from pgherald.log import Log
+
+pytestmark = pytest.mark.anyio
+
+MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
+FORBIDDEN = Rejected(Code.PERMISSION_DENIED, True, None, Effect.CIRCUIT)
+
+
+class Database:
+    """Also the clock: it begins at 0 and goes on by a second each time that both tasks of the scheduler sleep."""
+
+    def __init__(self, *, cron: bool) -> None:
+        self.cron = cron
+        self.cron_from = float("inf")  # pg_cron's runs
+        self.seconds = 0.0
+        self.runs: list[float] = []
+        self.last: datetime | None = None
+        self.rows_to_delete = 0
+        self.maintained: list[float] = []
+        self.paused = False
+
+    @property
+    def now(self) -> datetime:
+        return MIDNIGHT + timedelta(seconds=self.seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        minute = self.seconds // 60
+        self.seconds += seconds / 2
+        if self.seconds >= self.cron_from and self.seconds // 60 > minute:
+            self.last = self.now
+        await anyio.lowlevel.checkpoint()
+
+    async def has_cron(self) -> bool:
+        return self.cron
+
+    async def lead(self) -> bool:
+        return True
+
+    async def evaluate(self) -> tuple[datetime, list[object]]:
+        self.runs.append(self.seconds)
+        self.last = self.now
+        return self.now, []
+
+    async def maintain(self) -> bool:
+        self.maintained.append(self.seconds)
+        self.rows_to_delete -= 1
+        return self.rows_to_delete > 0
+
+    async def sweep(self, _: timedelta) -> list[object]:
+        return []
+
+    async def invariants(self) -> dict[str, int]:
+        return {}
+
+    async def state(self, _: int | None) -> State:
+        return State(1, {}, 0.0, self.paused, 0, self.last, 0, (), (), 0.0, self.now)
+
+
+async def run(
+    database: Database, seconds: float, *, pacing: Pacing | None = None, health: Health | None = None
+) -> None:
+    """The scheduler for so long."""
+    parts: Any = SimpleNamespace(failing=False, expiry_timestamp=0.0)
+    arguments = (
+        *(database, database, Doorbell(), parts, pacing or Pacing(100.0), parts, parts),
+        *(Metrics("0"), health or Health(), DispatchConfig(), Mode.AUTO),
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Scheduler(*cast("Any", arguments)).run)
+        until = database.seconds + seconds
+        while database.seconds < until:
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have the scheduler live by a database's clock."""
+
+    def live_by(database: Database) -> Database:
+        monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: database.seconds))
+        names = SimpleNamespace(create_task_group=anyio.create_task_group, sleep=database.sleep)
+        monkeypatch.setattr(scheduler, "anyio", names)
+        return database
+
+    return live_by
+
+
+async def test_a_pg_cron_that_falls_silent_is_stood_in_for_each_minute(at: Any) -> None:
+    database = at(Database(cron=True))
+    await run(database, 600)
+    assert database.runs[0] == pytest.approx(scheduler.CRON_SILENCE, abs=2)
+    gaps = [later - earlier for earlier, later in zip(database.runs, database.runs[1:], strict=False)]
+    assert gaps == pytest.approx([60.0] * 7, abs=2)
+
+
+async def test_a_pg_cron_that_is_back_is_left_alone(at: Any) -> None:
+    database = at(Database(cron=True))
+    database.cron_from = 400
+    await run(database, 1000)
+    assert 3 <= len(database.runs) <= 6
+    assert database.runs[-1] < 500
+
+
+async def test_while_old_rows_are_deleted_the_schedule_is_kept(at: Any) -> None:
+    database = at(Database(cron=False))
+    database.rows_to_delete = 600
+    await run(database, 4400)
+    assert len(database.maintained) == 600
+    assert 3600 <= database.maintained[0] < database.maintained[-1] < 4400
+    gaps = [later - earlier for earlier, later in zip(database.runs, database.runs[1:], strict=False)]
+    assert max(gaps) <= 62
+
+
+async def test_what_keeps_pushes_from_being_sent_makes_the_daemon_not_ready_and_is_told_once(
+    at: Any, capfd: pytest.CaptureFixture[str], process_log: Log
+) -> None:
+    process_log.set_up(LogLevel.INFO, None, strict=True)
+    database, pacing, health = at(Database(cron=False)), Pacing(100.0), Health()
+    health.set_ready()
+    await run(database, 10, pacing=pacing, health=health)
+    assert health.snapshot().status is Status.READY
+    pacing.on_answer(FORBIDDEN, Platform.ANDROID, database.seconds)
+    for _ in range(10):
+        pacing.on_answer(Unsure(Code.TIMEOUT), Platform.ANDROID, database.seconds)
+    database.paused = True
+    await run(database, 10, pacing=pacing, health=health)
+    assert health.snapshot().status is Status.NOT_READY
+    assert set(health.snapshot().reasons) == {"breaker_permission", "breaker_no_answer", "paused"}
+    said = [line for line in capfd.readouterr().err.splitlines() if '"breaker_opened"' in line]
+    assert [("permission" in line, "no_answer" in line) for line in said] == [(True, False), (False, True)]
+
+
+async def test_a_bad_apns_key_makes_it_no_worse_than_degraded(at: Any) -> None:
+    database, pacing, health = at(Database(cron=False)), Pacing(100.0), Health()
+    health.set_ready()
+    pacing.on_answer(Rejected(Code.THIRD_PARTY_AUTH_ERROR, True, None, Effect.PAUSE_IOS), Platform.IOS, 0.0)
+    await run(database, 5, pacing=pacing, health=health)
+    assert health.snapshot().status is Status.DEGRADED
+    assert health.snapshot().reasons == ("breaker_apns_auth",)
