@@ -49,22 +49,15 @@ class Shape(Enum):
 
 
 _SHAPES: Final[Mapping[Shape, str]] = {
-    Shape.ID: """
-        chapter_id device_id notification_id organisation_id prompt_id run_id scenario_id user_id
-    """,
+    Shape.ID: "device_id notification_id prompt_id scenario_id",
     Shape.NUMBER: """
-        applied attempt bytes candidates claimed connections count deadline deferred degraded dispatched dropped entries
-        epoch expired failed failures free http_status in_flight lag_seconds limit listener_up offset pid port prompts
-        rate ratio ready released retry_after revoked seconds segments sent settled skipped transient unknown
+        bytes claimed count dispatched dropped entries epoch failed failures offset pid prompts seconds skipped
     """,
     Shape.WORD: """
-        breaker channel check code command effect error_code exception function gate invariant job library_level listen
-        logger migration mode outcome owner platform presentation project reason scenario_type scheduler server_version
-        setting signal source sqlstate state status thread version where
+        breaker channel error_code exception invariant library_level listen logger outcome project reason scenario_type
+        scheduler setting signal source status thread version where
     """,
-    Shape.TIME: """
-        dispatched_at due_at expires_at not_before since until
-    """,
+    Shape.TIME: "dispatched_at",
     Shape.TAG: "token_tag",
     Shape.NAME: "message_name",
     Shape.PATH: "path",
@@ -215,12 +208,6 @@ def describe_exception(exc: BaseException) -> str:
     text = f"{name}[{inner}]" if inner else name
     text = re.sub(r"[^A-Za-z0-9_.,\[\]]", "?", text)
     return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def where_raised(exc: BaseException) -> str:
-    """File and line where an exception was raised, as `pgherald/fcm.py:120`; empty if it never was."""
-    frames = _frames(exc.__traceback__)
-    return frames[-1] if frames else ""
 
 
 def _frames(tb: TracebackType | None) -> list[str]:

@@ -394,7 +394,7 @@ def explained(error: psycopg.Error, connection: psycopg.Connection) -> HeraldErr
                 f'grant herald_daemon to "{user}"'
             )
         case psycopg.errors.LockNotAvailable():
-            return HeraldError("another session holds the rows that this needs: nothing was changed, try again")
+            return HeraldError(f"another session holds the rows that this needs: nothing was changed, try again{hint}")
         case psycopg.errors.ReadOnlySqlTransaction():
             return ConfigError("this server only reads (a standby?): PGHERALD_DATABASE_URL must name the primary")
         case error if isinstance(error, _REFUSALS):

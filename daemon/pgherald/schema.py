@@ -181,21 +181,35 @@ def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL") -> psycopg.Co
 def unreachable(conninfo: str, error: BaseException, setting: str = "PGHERALD_DATABASE_URL") -> str:
     """Why there is no connection, without a password or a DSN in it: host, port, database, the server's own reason."""
     try:
-        place = psycopg.conninfo.conninfo_to_dict(conninfo)
+        place = _place(conninfo)
     except psycopg.ProgrammingError:
         return f"{setting}: not a connection string; for example postgresql://pgherald@db.example.org:5432/app"
     reason = next(
         (hint for pattern, hint in _REASONS if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL)),
         "look into the server's log",
     )
-    where = ", ".join(
-        (
-            f"host {place.get('host') or 'local socket'}",
-            f"port {place.get('port') or 5432}",
-            f"database {place.get('dbname') or 'of the user name'}",
-        )
+    return f"{setting}: no connection to Postgres ({place}): {reason}"
+
+
+def _place(conninfo: str) -> str:
+    """Host, port and database as libpq takes them: what the string says, else its service, else PG*."""
+    given = psycopg.conninfo.conninfo_to_dict(conninfo)
+    service = given.get("service")
+    defaults = {} if service else {each.keyword.decode(): each.val for each in psycopg.pq.Conninfo.get_defaults()}
+
+    def taken(*keywords: str, otherwise: str) -> str:
+        for source in (given, defaults):
+            for keyword in keywords:
+                if value := source.get(keyword):
+                    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+                    # what belongs into another setting, with a password perhaps
+                    return "(a connection string)" if "://" in text or "=" in text else text
+        return f"of service {service}" if service else otherwise
+
+    host = taken("host", "hostaddr", otherwise="local socket")
+    return (
+        f"host {host}, port {taken('port', otherwise='5432')}, database {taken('dbname', otherwise='of the user name')}"
     )
-    return f"{setting}: no connection to Postgres ({where}): {reason}"
 
 
 #: What may be otherwise in a moment, without anybody changing a setting.

@@ -1,17 +1,29 @@
--- What is watched is watched whole, and the schema's own triggers are there.
+-- What is watched is watched whole, by a column that it has; and the schema's own triggers are there.
+with watched as (
+  select distinct t.tgrelid,
+    convert_from(substring(t.tgargs from 1 for greatest(position('\x00'::bytea in t.tgargs) - 1, 0)), getdatabaseencoding()) as user_column
+  from pg_catalog.pg_trigger as t
+  where t.tgfoid = pg_catalog.to_regproc('herald.touch')
+)
 select
   format('table %s is watched, but has no trigger %s', w.tgrelid::pg_catalog.regclass, k.tgname) as problem,
   format('select herald.watch(%L, %L)', w.tgrelid::pg_catalog.regclass, w.user_column) as remedy
-from (
-  select t.tgrelid, min(split_part(encode(t.tgargs, 'escape'), '\000', 1)) as user_column
-  from pg_catalog.pg_trigger as t
-  where t.tgfoid = pg_catalog.to_regproc('herald.touch')
-  group by t.tgrelid
-) as w
+from (select q.tgrelid, min(q.user_column) as user_column from watched as q group by q.tgrelid) as w
 cross join (values ('herald_touch_insert'), ('herald_touch_update'), ('herald_touch_delete')) as k (tgname)
 where not exists (
   select from pg_catalog.pg_trigger as t
   where t.tgrelid = w.tgrelid and t.tgname = k.tgname and t.tgfoid = pg_catalog.to_regproc('herald.touch')
+)
+union all
+select
+  format('table %s is watched by its column "%s", which it does not have: its changes wait for the scheduled run',
+    w.tgrelid::pg_catalog.regclass, w.user_column),
+  format('select herald.watch(%L, %L)', w.tgrelid::pg_catalog.regclass, coalesce(a.attname, '<the column with the user_id>'))
+from watched as w
+left join pg_catalog.pg_attribute as a on a.attrelid = w.tgrelid and a.attname = 'user_id'
+where not exists (
+  select from pg_catalog.pg_attribute as c
+  where c.attrelid = w.tgrelid and c.attname = w.user_column
 )
 union all
 select

@@ -9,7 +9,6 @@ as $$
 declare
   v_type text := p_schema ->> 'type';
   v_item jsonb;
-  v_previous numeric;
   v_problem text;
 begin
   case v_type
@@ -54,15 +53,6 @@ begin
         if v_problem is not null then
           return 'has an element that ' || v_problem;
         end if;
-        if p_schema ? 'order' then
-          if p_schema ->> 'order' = 'rising' and (v_item #>> '{}')::numeric <= v_previous then
-            return 'must rise from element to element';
-          end if;
-          if p_schema ->> 'order' = 'falling' and (v_item #>> '{}')::numeric >= v_previous then
-            return 'must fall from element to element';
-          end if;
-          v_previous := (v_item #>> '{}')::numeric;
-        end if;
       end loop;
     else
       null;
@@ -71,7 +61,7 @@ begin
 end
 $$;
 comment on function herald.value_problem is
-  'What is wrong with a value by a JSON Schema property (type, minimum, maximum, enum, pattern, items, minItems, maxItems; order: rising or falling); null when nothing.';
+  'What is wrong with a value by a JSON Schema property (type, minimum, maximum, enum, pattern, items, minItems, maxItems); null when nothing.';
 revoke all on function herald.value_problem from public;
 
 -- A schema without "properties" accepts any parameters.

@@ -72,7 +72,9 @@ comment on function herald.keep_open_prompts is 'Trigger: herald.open_prompt has
 revoke all on function herald.keep_open_prompts from public;
 
 -- For where it is wrong all the same, after triggers were disabled: says how many rows it put right. Reads all prompts, and
--- nobody writes any meanwhile.
+-- nobody writes any meanwhile. Of several that are open of one person and type, one stays so: one that is on its way, else
+-- the oldest. What else is ready is a duplicate; what else is on its way ends as a sweep would end it, and its owner may
+-- still say what became of it.
 create or replace function herald.mend_open_prompts()
 returns bigint
 language plpgsql
@@ -80,10 +82,43 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 as $$
 declare
+  v_closed bigint;
   v_gone bigint;
   v_rows bigint;
 begin
   lock table herald.prompt in share row exclusive mode;
+  with surplus as materialized (
+    select
+      o.prompt_id,
+      case
+        when o.status = 'ready' then 'skipped'
+        when exists (select from herald.scenario_notification as n where n.id = o.notification_id) then 'sent'
+        else 'unknown'
+      end as becomes
+    from (
+      select p.prompt_id, p.status, p.notification_id,
+        row_number() over (partition by p.user_id, p.scenario_type order by p.status = 'sending' desc, p.created_at, p.prompt_id) as place
+      from herald.prompt as p
+      where p.status in ('ready', 'sending')
+    ) as o
+    where o.place > 1
+  ), closed as (
+    update herald.prompt as p
+    set status = s.becomes,
+      gate = case s.becomes when 'skipped' then 'duplicate' end,
+      error_code = case s.becomes when 'unknown' then 'OWNER_LOST' end,
+      owner = null, deadline = null, settled_at = now()
+    from surplus as s
+    where p.prompt_id = s.prompt_id
+    returning p.prompt_id, p.scenario_id, p.user_id, p.status, coalesce(p.gate, p.error_code) as reason, p.attempts
+  ), told as (
+    insert into herald.scenario_prompt_history (prompt_id, scenario_id, peer_mentor_id, dispatched_at, delivery_status, error_code, attempt)
+    select c.prompt_id, c.scenario_id, c.user_id, now(), c.status, c.reason, c.attempts
+    from closed as c
+    where c.status <> 'sent'
+  )
+  select count(*) into v_closed
+  from closed;
   delete from herald.open_prompt as o
   where not exists (
     select from herald.prompt as p
@@ -99,10 +134,11 @@ begin
   where p.status in ('ready', 'sending')
     and not exists (select from herald.open_prompt as o where o.prompt_id = p.prompt_id);
   get diagnostics v_rows = row_count;
-  return greatest(v_gone, v_rows);
+  return v_closed + greatest(v_gone, v_rows);
 end
 $$;
-comment on function herald.mend_open_prompts is 'Makes herald.open_prompt anew where it disagrees with herald.prompt; says how many rows did. Blocks all writing of prompts.';
+comment on function herald.mend_open_prompts is
+  'Makes herald.open_prompt anew where it disagrees with herald.prompt, and leaves one prompt open per person and type; says how many rows it put right. Blocks all writing of prompts.';
 revoke all on function herald.mend_open_prompts from public;
 
 -- Not `or replace`, which locks the table against every run. Where one was missing, the queue may be wrong.

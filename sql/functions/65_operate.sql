@@ -34,7 +34,8 @@ $$;
 comment on function herald.check_prompts is 'Refuses what is no list of prompt ids (22023).';
 revoke all on function herald.check_prompts from public;
 
--- Pausing everything stops the claims; evaluation goes on. Pausing one scenario puts its ready prompts off for good.
+-- Pausing everything stops the claims; evaluation goes on, and no run is waited for. Pausing one scenario puts its ready
+-- prompts off for good; it waits for a run that has been at it, which keeps its row to the end of the transaction.
 create or replace function herald.pause(p_scenario uuid default null, out paused_at timestamptz, out prompts bigint)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -51,33 +52,40 @@ begin
     where o.deadline is null;
     return;
   end if;
-  update herald.scenario as s
-  set paused_at = coalesce(s.paused_at, now())
-  where s.scenario_id = p_scenario
-  returning s.paused_at into paused_at;
-  if not found then
-    raise exception 'no scenario %', p_scenario
-      using errcode = 'no_data_found', hint = 'select scenario_id, name from herald.find_scenario(''<name>'')';
-  end if;
-  with waiting as materialized (
-    select p.prompt_id
-    from herald.open_prompt as o
-    join herald.prompt as p on p.prompt_id = o.prompt_id
-    where o.scenario_id = p_scenario and o.deadline is null and p.status = 'ready'
-    order by p.prompt_id
-    for no key update of p
-  ), put_off as (
-    update herald.prompt as p
-    set not_before = 'infinity'
-    from waiting as w
-    where p.prompt_id = w.prompt_id and p.status = 'ready' and p.not_before < 'infinity'
-  )
-  select count(*) into prompts
-  from waiting as w;
+  begin
+    update herald.scenario as s
+    set paused_at = coalesce(s.paused_at, now())
+    where s.scenario_id = p_scenario
+    returning s.paused_at into paused_at;
+    if not found then
+      raise exception 'no scenario %', p_scenario
+        using errcode = 'no_data_found', hint = 'select scenario_id, name from herald.find_scenario(''<name>'')';
+    end if;
+    with waiting as materialized (
+      select p.prompt_id
+      from herald.open_prompt as o
+      join herald.prompt as p on p.prompt_id = o.prompt_id
+      where o.scenario_id = p_scenario and o.deadline is null and p.status = 'ready'
+      order by p.prompt_id
+      for no key update of p
+    ), put_off as (
+      update herald.prompt as p
+      set not_before = 'infinity'
+      from waiting as w
+      where p.prompt_id = w.prompt_id and p.status = 'ready' and p.not_before < 'infinity'
+    )
+    select count(*) into prompts
+    from waiting as w;
+  exception when lock_not_available then
+    raise exception 'scenario % is held by another transaction, such as a run', p_scenario
+      using errcode = 'lock_not_available',
+        hint = 'pgherald pause, without a scenario, waits for none: select herald.pause(); when the run is over, '
+          'pause the scenario, and end that pause with herald.resume()';
+  end;
 end
 $$;
 comment on function herald.pause is
-  'Holds back all prompts, or those of one scenario, until herald.resume(); evaluation goes on. Says since when, and how many prompts wait.';
+  'Holds back all prompts, or those of one scenario, until herald.resume(); evaluation goes on. Of all at once; of one, 55P03 after 10 s while a scheduled run is not over. Says since when, and how many prompts wait.';
 revoke all on function herald.pause from public;
 grant execute on function herald.pause to herald_daemon;
 

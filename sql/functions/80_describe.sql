@@ -2,8 +2,9 @@
 -- what all scenarios share (cooldown, quiet hours, what differs from the default) follows it here, in English and Norwegian.
 --
 -- Templates: {name} a value; {name:day|days} a number and its noun, with # where the number goes: {name:once|# times};
--- {name#} ordinals; [name:text|otherwise] the text if the parameter is set, and not false or 0. Numbers of a list are
--- joined with "and", words with "or". Words (activity types, flags, kinds) are looked up in herald.phrase.
+-- {name#} ordinals; [name:text|otherwise] the text if the parameter is set, and not false or 0. What a list repeats is said
+-- once. Its numbers are joined with "and", ordinals rising, others falling ("30, 7 and 1 days"); words with "or", as they
+-- stand. Words (activity types, flags, kinds) are looked up in herald.phrase.
 
 create or replace function herald.phrase_of(p_word text, p_locale text)
 returns text
@@ -50,7 +51,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_values jsonb := case jsonb_typeof(p_value) when 'array' then p_value else jsonb_build_array(p_value) end;
-  v_numbers constant boolean := jsonb_typeof(v_values -> 0) = 'number';
+  v_numbers constant boolean := not exists (select from jsonb_array_elements(v_values) as e where jsonb_typeof(e) <> 'number');
   v_items text[];
   v_form text;
   v_text text;
@@ -59,7 +60,12 @@ begin
     case when p_forms = '#' then herald.ordinal(e.value, p_locale) when v_numbers then e.value else herald.phrase_of(e.value, p_locale) end
     order by e.place
   ) into v_items
-  from jsonb_array_elements_text(v_values) with ordinality as e (value, place);
+  from (
+    select v.value,
+      case when not v_numbers then min(v.place) when p_forms = '#' then v.value::numeric else -v.value::numeric end as place
+    from jsonb_array_elements_text(v_values) with ordinality as v (value, place)
+    group by v.value
+  ) as e;
   v_form := herald.listed(v_items, case
     when v_numbers then case p_locale when 'nb' then 'og' else 'and' end
     else case p_locale when 'nb' then 'eller' else 'or' end
@@ -198,10 +204,12 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_language text := lower(split_part(p_locale, '-', 1));
+  -- 'nb_NO', as phones and older databases write it, is 'nb-NO'
+  v_locale constant text := replace(p_locale, '_', '-');
+  v_language text := lower(split_part(v_locale, '-', 1));
   v_description jsonb;
 begin
-  if p_locale is null or p_locale !~ '^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$' then
+  if v_locale is null or v_locale !~ '^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$' then
     raise exception 'this is not a locale'
       using errcode = 'invalid_parameter_value', hint = 'pass a language tag: ''en'' or ''nb''; others are answered in English';
   end if;

@@ -64,7 +64,7 @@ $$;
 comment on function herald.scenario_from is 'The scenario that an insert of this definition would make; an error that names what is wrong.';
 revoke all on function herald.scenario_from from public;
 
--- A definition that the caller might save: staff any, a coordinator for a chapter of their own.
+-- A definition that the caller might save: staff any, a coordinator what the policy coordinator_insert lets in.
 create or replace function herald.definition_for_caller(p_definition jsonb, p_now timestamptz)
 returns herald.scenario
 language plpgsql stable
@@ -73,9 +73,10 @@ as $$
 declare
   v_scenario constant herald.scenario := herald.scenario_from(p_definition, p_now);
 begin
-  if not herald.is_staff() and not (
-    coalesce(v_scenario.chapter_id in (select herald.my_chapters()), false)
-    and v_scenario.organisation_id in (select herald.my_organisations())
+  if not herald.is_staff() and not exists (
+    select from herald.my_scopes() as s
+    where s.chapter_id = v_scenario.chapter_id
+      and (s.organisation_id = v_scenario.organisation_id or s.organisation_id is null)
   ) then
     raise exception 'definition: chapter_id must be a chapter that you coordinate, of organisation_id'
       using errcode = 'insufficient_privilege', hint = 'set both to those of your chapter';

@@ -13,7 +13,8 @@
 --   indexes stay small because rows of one time lie together.
 
 -- At most p_batch rows of each table a call; call again while it returns true. What dedupes is kept far longer than a
--- prompt may live: a pruned prompt was due longer ago than any evaluation looks back.
+-- prompt may live: a pruned prompt was due longer ago than any evaluation looks back. What falls due anew under the same
+-- activity_ref is then decided on anew.
 create or replace function herald.maintain_batch(p_now timestamptz, p_batch integer)
 returns boolean
 language plpgsql security definer

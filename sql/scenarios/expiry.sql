@@ -6,9 +6,12 @@ create or replace function herald.due_expiry(p_scenario herald.scenario, p_windo
 returns setof herald.candidate
 language sql stable
 as $$
-  with item as (
-    select e.user_id, e.item_id, e.kind, e.expires_at, d.value as days
+  with day as materialized (
+    select distinct d.value
     from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d
+  ), item as (
+    select e.user_id, e.item_id, e.kind, e.expires_at, d.value as days
+    from day as d
     cross join lateral (
       select v.user_id, v.item_id, v.kind, v.expires_at
       from herald.source_expiry as v
@@ -19,7 +22,7 @@ as $$
     ) as e
     union all
     select e.user_id, e.item_id, e.kind, e.expires_at, d.value
-    from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d
+    from day as d
     cross join unnest(p_users) as u (user_id)
     cross join lateral (
       select v.user_id, v.item_id, v.kind, v.expires_at
@@ -75,7 +78,10 @@ as $$
       '; ' order by e.expires_at
     ),
     'nothing expires'
-  ) || format('; needs %s days before', (select string_agg(d.value, ', ') from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d))
+  ) || format('; needs %s days before', (
+    select string_agg(q.value, ', ' order by q.value::integer desc)
+    from (select distinct d.value from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d) as q
+  ))
   from herald.source_expiry as e
   where e.user_id = p_user and e.expires_at > p_now and e.expires_at < 'infinity'
     and (not p_scenario.params ? 'kinds' or p_scenario.params -> 'kinds' ? e.kind);
@@ -91,7 +97,7 @@ select herald.register_scenario_type('expiry', 'herald.due_expiry'::regproc,
   '{
     "type": "object",
     "properties": {
-      "days_before": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 36500}, "minItems": 1, "order": "falling"},
+      "days_before": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 36500}, "minItems": 1},
       "kinds": {"type": "array", "items": {"type": "string"}, "minItems": 1}
     },
     "required": ["days_before"],

@@ -19,6 +19,9 @@ as $$
         and (not p_scenario.params ? 'activity_types' or p_scenario.params -> 'activity_types' ? a.activity_type)
       offset 0
     )
+  ), target as materialized (
+    select distinct c.value
+    from jsonb_array_elements_text(p_scenario.params -> 'counts') as c
   )
   select w.user_id, c.value, n.occurred_at
   from active as w
@@ -28,7 +31,7 @@ as $$
     where v.user_id = w.user_id
     offset 0
   ) as r
-  cross join lateral jsonb_array_elements_text(p_scenario.params -> 'counts') as c
+  cross join target as c
   cross join lateral (
     select a.occurred_at
     from herald.source_activity as a
@@ -50,7 +53,10 @@ returns text
 language sql stable
 as $$
   select format('%s; needs %s', count(*) || case when count(*) = 1 then ' activity' else ' activities' end,
-    (select string_agg(c.value, ', ' order by c.value::integer) from jsonb_array_elements_text(p_scenario.params -> 'counts') as c))
+    (
+      select string_agg(q.value, ', ' order by q.value::integer)
+      from (select distinct c.value from jsonb_array_elements_text(p_scenario.params -> 'counts') as c) as q
+    ))
   from herald.source_activity as a
   where a.user_id = p_user and a.occurred_at <= p_now
     and (not p_scenario.params ? 'activity_types' or p_scenario.params -> 'activity_types' ? a.activity_type);
@@ -66,7 +72,7 @@ select herald.register_scenario_type('milestone', 'herald.due_milestone'::regpro
   '{
     "type": "object",
     "properties": {
-      "counts": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 1000000}, "minItems": 1, "order": "rising"},
+      "counts": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 1000000}, "minItems": 1},
       "activity_types": {"type": "array", "items": {"type": "string"}, "minItems": 1}
     },
     "required": ["counts"],

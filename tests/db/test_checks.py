@@ -192,6 +192,13 @@ FAULTS: Final = (
     ),
     Fault(
         "25_missing_trigger",
+        "alter table app.activity rename user_id to mentor_id",
+        'table app.activity is watched by its column "user_id", which it does not have: its changes wait for the '
+        "scheduled run",
+        mend="select herald.watch('app.activity', 'mentor_id')",
+    ),
+    Fault(
+        "25_missing_trigger",
         "drop trigger check_scenario on herald.scenario",
         "trigger check_scenario on herald.scenario is missing: scenarios are not validated",
         mend="migrate",
@@ -394,6 +401,21 @@ def test_views_in_between_are_followed_to_the_tables_with_the_right_owners_right
         assert found(db, "26_unwatched_source") == []
     finally:
         db.execute("drop owned by between_owner cascade; drop role between_owner")
+
+
+def test_a_watched_column_may_have_any_name_until_it_is_renamed(database: Database) -> None:
+    db = healthy(database)
+    db.execute("create table app.visit (id uuid primary key, besøker uuid)")
+    db.execute("select herald.watch('app.visit', 'besøker')")
+    assert found(db, "25_missing_trigger") == []
+    db.execute("alter table app.visit rename besøker to visitor")
+    ((problem, remedy),) = found(db, "25_missing_trigger")
+    assert problem.startswith('table app.visit is watched by its column "besøker", which it does not have')
+    assert remedy == "select herald.watch('app.visit', '<the column with the user_id>')"
+    db.execute("alter table app.visit rename visitor to user_id")
+    ((_, remedy),) = found(db, "25_missing_trigger")
+    db.execute(remedy)
+    assert found(db, "25_missing_trigger") == []
 
 
 def test_the_steps_of_readme_leave_no_source_unwatched(database: Database) -> None:

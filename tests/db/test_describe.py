@@ -45,6 +45,12 @@ EXAMPLES: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "milestone",
+        {"counts": [50, 10, 1, 10, 2]},
+        "Send at a person's 1st, 2nd, 10th and 50th activity",
+        "Send ved en persons 1., 2., 10. og 50. aktivitet",
+    ),
+    (
+        "milestone",
         {"counts": [1, 10, 50], "activity_types": ["contact", "home_visit"]},
         "Send at a person's 1st, 10th and 50th contact or home visit",
         "Send ved en persons 1., 10. og 50. kontakt eller home visit",
@@ -54,6 +60,18 @@ EXAMPLES: list[tuple[str, dict[str, Any], str, str]] = [
         {"days_before": [30, 7, 1]},
         "Send 30, 7 and 1 days before something expires, unless it is renewed",
         "Send 30, 7 og 1 dager før noe utløper, hvis det ikke er fornyet",
+    ),
+    (
+        "expiry",
+        {"days_before": [7, 30, 1, 30], "kinds": ["first_aid", "assignment", "first_aid"]},
+        "Send 30, 7 and 1 days before a first-aid certificate or an assignment expires, unless it is renewed",
+        "Send 30, 7 og 1 dager før et førstehjelpskurs eller et oppdrag utløper, hvis det ikke er fornyet",
+    ),
+    (
+        "expiry",
+        {"days_before": [1, 1]},
+        "Send 1 day before something expires, unless it is renewed",
+        "Send 1 dag før noe utløper, hvis det ikke er fornyet",
     ),
     (
         "expiry",
@@ -184,14 +202,24 @@ def test_a_scenario_that_waits_says_so(db: psycopg.Connection) -> None:
 
 @pytest.mark.parametrize(
     ("locale", "language"),
-    [("en-GB", "en"), ("nb-NO", "nb"), ("no", "nb"), ("nn", "nb"), ("NB", "nb"), ("de", "en"), ("sv-SE", "en")],
+    [
+        ("en-GB", "en"),
+        ("en_GB", "en"),
+        ("nb-NO", "nb"),
+        ("nb_NO", "nb"),
+        ("no", "nb"),
+        ("nn", "nb"),
+        ("NB", "nb"),
+        ("de", "en"),
+        ("sv-SE", "en"),
+    ],
 )
 def test_a_locale_is_answered_in_its_language_or_in_english(db: psycopg.Connection, locale: str, language: str) -> None:
     scenario = App(db).create().scenario("inactivity", {"days": 30})
     assert described(db, scenario, locale) == described(db, scenario, language)
 
 
-@pytest.mark.parametrize("locale", ["", "english please", "e", "../nb", None])
+@pytest.mark.parametrize("locale", ["", "english please", "e", "../nb", "nb_", None])
 def test_what_is_no_locale_is_refused(db: psycopg.Connection, locale: str | None) -> None:
     scenario = App(db).create().scenario("inactivity", {"days": 30})
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="this is not a locale"):

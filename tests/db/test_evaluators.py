@@ -46,7 +46,7 @@ def inactivity(person: Person, params: dict[str, Any]) -> Iterator[tuple[str, da
 
 def milestone(person: Person, params: dict[str, Any]) -> Iterator[tuple[str, datetime]]:
     moments = sorted(a.at for a in person.activities if a.kind in params.get("activity_types", TYPES))
-    for count in params["counts"]:
+    for count in set(params["counts"]):
         if count <= len(moments):
             yield str(count), moments[count - 1]
 
@@ -55,7 +55,7 @@ def expiry(person: Person, params: dict[str, Any]) -> Iterator[tuple[str, dateti
     for item in person.items:
         renewed = any(other.kind == item.kind and other.expires_at > item.expires_at for other in person.items)
         if not renewed and item.kind in params.get("kinds", [item.kind]):
-            for days in params["days_before"]:
+            for days in set(params["days_before"]):
                 yield f"{item.id}#{days}", item.expires_at - days * DAY
 
 
@@ -157,6 +157,17 @@ def test_repeats_end_after_max_repeats(app: App) -> None:
     params = {"days": 30, "repeat_days": 7, "max_repeats": 2}
     found = app.candidates(app.definition("inactivity", params), NOW - DAY, NOW + 365 * DAY)
     assert [c.activity_ref for c in found] == ["registered", "registered#1", "registered#2"]
+
+
+def test_what_is_named_twice_is_due_once(app: App) -> None:
+    person = app.person()
+    app.activity(person, NOW)
+    item = app.certificate(person, NOW + 7 * DAY)
+    for users in (None, [person]):
+        reached = app.candidates(app.definition("milestone", {"counts": [2, 1, 1]}), NOW - DAY, NOW, users)
+        assert [c.activity_ref for c in reached] == ["1"]
+        expires = app.candidates(app.definition("expiry", {"days_before": [1, 7, 7]}), NOW - DAY, NOW, users)
+        assert [c.activity_ref for c in expires] == [f"{item}#7"]
 
 
 def test_a_certificate_that_was_renewed_does_not_expire(app: App) -> None:

@@ -58,7 +58,7 @@ def test_what_was_due_long_ago_and_is_not_any_more_is_not_called_due(app: App) -
     [
         ("inactivity", {"days": 3, "repeat_days": 30}, "last activity 2 days 0 hours ago; needs 3 days, then every 30"),
         ("milestone", {"counts": [5, 10]}, "2 activities; needs 5, 10"),
-        ("expiry", {"days_before": [7, 1]}, "first_aid expires in 20 days 0 hours; needs 7, 1 days before"),
+        ("expiry", {"days_before": [1, 7, 7]}, "first_aid expires in 20 days 0 hours; needs 7, 1 days before"),
         (
             "follow_up",
             {"activity_type": "contact", "after_days": 3, "first_only": True},

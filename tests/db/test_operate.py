@@ -112,6 +112,27 @@ def test_a_paused_scenario_waits_alone_and_what_falls_due_meanwhile_waits_too(or
     assert len(claim(db)) == 3
 
 
+def test_everything_is_paused_at_once_while_a_run_that_is_not_over_keeps_its_scenarios(
+    organisation: Organisation, database: Database
+) -> None:
+    db = organisation.db
+    scenario = organisation.scenario()
+    organisation.enqueue(scenario, organisation.mentor("device"))
+    db.execute("alter function herald.pause set lock_timeout = '50ms'")
+    run = database.connect()
+    with run.transaction():
+        assert ask(run, "select scenario_id, error from herald.evaluate()") == [(scenario, None)]
+        with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
+            db.execute("select herald.pause(%s)", (scenario,))
+        assert caught.value.diag.message_primary == f"scenario {scenario} is held by another transaction, such as a run"
+        assert (caught.value.diag.message_hint or "").startswith("pgherald pause, without a scenario, waits for none")
+        assert ask(db, "select prompts from herald.pause()") == [(1,)]
+        assert claim(db) == []
+    assert ask(db, "select prompts from herald.pause(%s)", scenario) == [(1,)]
+    assert ask(db, "select was_paused from herald.resume()") == [(True,)]
+    assert claim(db) == []
+
+
 def test_resuming_a_held_scenario_lets_its_next_run_make_them_all(organisation: Organisation) -> None:
     db = organisation.db
     scenario = organisation.scenario(max_prompts_per_run=2)

@@ -182,6 +182,30 @@ def test_a_definition_for_another_chapter_or_the_whole_organisation_is_refused_a
     assert answers == {"definition: chapter_id must be a chapter that you coordinate, of organisation_id"}
 
 
+def test_a_coordinator_previews_what_they_may_save_for_a_chapter_without_people_too(
+    app: App, database: Database, neighbours: tuple[UUID, UUID, UUID, UUID]
+) -> None:
+    _, _, other, _ = neighbours
+    coordinator, empty = uuid4(), app.another_chapter()
+    app.db.execute("insert into app.coordinator (user_id, chapter_id) values (%s, %s)", (coordinator, empty))
+    person = database.connect_as_person(coordinator)
+    definition = app.definition("inactivity", {"days": 30}, chapter_id=empty)
+    assert preview(person, definition) == []
+    row = person.execute("select herald.describe_definition(%s)", (definition,)).fetchone()
+    assert row == ("Send 30 days after the last activity; at most once a week",)
+    person.execute(
+        "insert into herald.scenario (scenario_type, organisation_id, chapter_id, name, params) "
+        "select d.scenario_type, d.organisation_id, d.chapter_id, d.name, d.params "
+        "from jsonb_populate_record(null::herald.scenario, %s) as d",
+        (definition,),
+    )
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        preview(person, app.definition("inactivity", {"days": 30}, chapter_id=other))
+    app.person(chapter=empty)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        preview(person, Jsonb({**definition.obj, "organisation_id": str(uuid4())}))
+
+
 def test_somebody_who_coordinates_nothing_sees_nothing(app: App, database: Database) -> None:
     scenario = app.scenario("inactivity", {"days": 30})
     person = database.connect_as_person(app.person())

@@ -159,6 +159,21 @@ def test_pausing_everything_and_going_on(
     assert pgherald("resume").out.startswith("everything was not paused")
 
 
+def test_a_scenario_that_a_run_keeps_is_not_paused_and_the_command_says_what_is_meanwhile(
+    pgherald: Command, organisation: Organisation, database: Database
+) -> None:
+    organisation.scenario(name="busy")
+    organisation.db.execute("alter function herald.pause set lock_timeout = '50ms'")
+    run = database.connect()
+    with run.transaction():
+        run.execute("select * from herald.evaluate()")
+        answer = pgherald("pause", "busy")
+        assert (answer.code, answer.out) == (1, "")
+        assert "nothing was changed, try again" in answer.err
+        assert "pgherald pause, without a scenario, waits for none" in answer.err
+        assert "everything is paused" in pgherald("pause").out
+
+
 def test_resuming_a_held_scenario_says_that_its_next_run_decides(pgherald: Command, organisation: Organisation) -> None:
     organisation.scenario(name="flood", max_prompts_per_run=1)
     for person in organisation.mentors(2):

@@ -220,10 +220,10 @@ def test_preview_of_a_definition_that_is_not_saved(
     with mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes()))):
         assert len(pgherald("preview", "--definition", "-", "--json").json) == 1
     assert pgherald("backtest", "--definition", path).code == 0
-    path.write_text(json.dumps(definition | {"params": {"counts": [3, 2]}}))
+    path.write_text(json.dumps(definition | {"params": {"counts": [3, 0]}}))
     refused = pgherald("preview", "--definition", path)
     assert refused.code == 2
-    assert 'parameter "counts" must rise' in refused.err
+    assert 'parameter "counts" has an element that must be at least 1' in refused.err
     assert "for example" in refused.err
 
 

@@ -122,12 +122,12 @@ PARAMS: dict[str, Any] = {
         {"repeat_days": st.integers(1, 3), "max_repeats": st.integers(1, 3)}, days=st.integers(1, 4)
     ).map(lambda p: p if "repeat_days" in p else {"days": p["days"]}),
     "milestone": optional(
-        {"activity_types": st.lists(st.sampled_from(TYPES), min_size=1, unique=True)},
-        counts=st.lists(st.integers(1, 4), min_size=1, unique=True).map(sorted),
+        {"activity_types": st.lists(st.sampled_from(TYPES), min_size=1, max_size=4)},
+        counts=st.lists(st.integers(1, 4), min_size=1, max_size=6),
     ),
     "expiry": optional(
-        {"kinds": st.lists(st.sampled_from(("first_aid", "assignment")), min_size=1, unique=True)},
-        days_before=st.lists(st.integers(1, 4), min_size=1, unique=True).map(lambda d: sorted(d, reverse=True)),
+        {"kinds": st.lists(st.sampled_from(("first_aid", "assignment")), min_size=1, max_size=4)},
+        days_before=st.lists(st.integers(1, 4), min_size=1, max_size=6),
     ),
     "follow_up": optional(
         {"first_only": st.booleans(), "if_flag": st.sampled_from(FLAGS)},

@@ -127,6 +127,17 @@ def test_the_commands_work_from_the_wheel_alone(installation: Installation) -> N
         assert command in done.stdout
 
 
+def test_the_module_stands_for_the_command(installation: Installation) -> None:
+    for arguments in (["--help"], ["migrate", "--dump-sql"], ["no-such-command"]):
+        command = installation.run("pgherald", *arguments)
+        module = installation.run("python", "-m", "pgherald", *arguments)
+        assert (module.returncode, module.stdout, module.stderr) == (
+            command.returncode,
+            command.stdout,
+            command.stderr,
+        )
+
+
 def test_migrate_works_from_the_wheel_alone_and_twice(installation: Installation, pg18: Server) -> None:
     with pg18.database(empty=True) as database:
         for _ in range(2):
