@@ -258,6 +258,23 @@ def test_a_run_counts_a_duplicate_when_another_day_opened_one_meanwhile(
     assert queue.count() == 2
 
 
+def test_the_highest_priority_is_claimed_first_and_of_each_who_has_waited_longest(
+    queue: Queue, db: psycopg.Connection
+) -> None:
+    waiting = [("late", 0, 1), ("high", 5, 2), ("early", 0, 3), ("low", -1, 4)]
+    for person, (ref, priority, minutes) in zip(queue.organisation.mentors(4), waiting, strict=True):
+        db.execute(
+            "update herald.prompt set priority = %s, not_before = now() - make_interval(mins => %s) "
+            "where prompt_id = %s",
+            (priority, minutes, queue.insert(person, ref)),
+        )
+    claimed = "select activity_ref, decision from herald.claim('a test', 1, '1 minute')"
+    assert [db.execute(claimed).fetchall() for _ in range(5)] == [
+        *([(ref, "send")] for ref in ("high", "early", "late", "low")),
+        [],
+    ]
+
+
 def test_claims_do_not_wait_for_claims(queue: Queue, database: Database) -> None:
     queue.fill(3)
     first, second = database.connect(DAEMON_LOGIN), database.connect(DAEMON_LOGIN)
