@@ -146,6 +146,29 @@ def test_a_late_owner_that_found_no_device_says_so(app: App, db: psycopg.Connect
     assert settle(db, prompt, epoch, "skipped") == (True, "skipped")
 
 
+def test_a_claim_that_is_given_back_was_no_attempt(app: App, db: psycopg.Connection) -> None:
+    prompt = ready(app)
+    for _ in range(2):
+        epoch = claim(db)
+        assert epoch is not None
+        assert settle(db, prompt, epoch, "release") == (True, "ready")
+        assert db.execute("select attempts from herald.prompt").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(("after", "swept"), [("29.9", []), ("30.1", [("unknown",)])])
+def test_a_claim_is_swept_when_its_lease_and_the_grace_are_over_and_no_earlier(
+    app: App, db: psycopg.Connection, after: str, swept: list[Any]
+) -> None:
+    ready(app)
+    claim(db)
+    found = db.execute(
+        "select s.status from (select deadline from herald.prompt) as p, "
+        "herald.sweep('30 seconds', p.deadline + %s * interval '1 second') as s",
+        (after,),
+    )
+    assert found.fetchall() == swept
+
+
 @pytest.mark.parametrize("statement", ["claim", "settle"])
 def test_what_others_rely_on_is_on_disk_whatever_the_database_is_set_to(
     app: App, database: Database, db: psycopg.Connection, statement: str
