@@ -153,6 +153,15 @@ def test_after_a_week_the_latest_of_a_persons_moments_is_sent_not_one_that_expir
     assert [(p.activity_ref, p.status) for p in app.prompts()] == [(f"{item}#1", "ready")]
 
 
+def test_what_is_past_by_the_time_of_a_late_run_is_not_announced(app: App) -> None:
+    at = now()
+    app.certificate(app.person(), at - SECOND)
+    app.certificate(app.person(), at + SECOND)
+    app.scenario("expiry", {"days_before": [1]}, evaluated_through=at - 5 * DAY)
+    run = only(app.evaluate(at))
+    assert (run.candidates, run.prompts, run.suppressed) == (2, 1, {"no_longer_due": 1})
+
+
 def test_a_scenario_set_back_a_century_catches_up_in_one_run(app: App) -> None:
     app.activity(app.person(), now() - 400 * DAY)
     app.scenario("inactivity", {"days": 30}, evaluated_through=datetime(1926, 1, 1, tzinfo=UTC))
