@@ -203,16 +203,16 @@ class Wire:
         self.peer = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         self.peer.initiate_connection()
         self.events: list[h2.events.Event] = []
-        self.deaf = False
+        self.deaf = self.refuses = False
         self.unread = b""
 
     def listen(self, receiver: Receiver) -> None:
         self.receiver = receiver
 
     def write(self, data: bytes) -> bool:
-        if not self.deaf:
+        if not self.deaf and not self.refuses:
             self.events += self.peer.receive_data(data)
-        return True
+        return not self.refuses
 
     def deliver(self) -> None:
         """Hand over what the other end has to say."""
@@ -278,6 +278,18 @@ async def test_an_answer_that_had_come_by_the_deadline_counts_though_nobody_had_
     wire.unread = frames(WHOLE, LAST)
     deadlines.added[0].expire()
     assert await task == Response(200, {}, MARK)
+
+
+async def test_requests_of_which_the_kernel_refused_every_byte_were_not_taken() -> None:
+    wire = Wire()
+    connection = await opened(wire)
+    deadline = time.monotonic() + 60
+    before = asyncio.create_task(connection.exchange("https://x/", (), MARK, deadline))
+    await turns()
+    wire.refuses = True
+    after = [asyncio.create_task(connection.exchange("https://x/", (), MARK, deadline)) for _ in range(2)]
+    assert await asyncio.gather(before, *after) == [Code.CONNECTION_LOST, None, None]
+    assert not wire.is_open
 
 
 async def test_settings_and_pings_are_acknowledged() -> None:
