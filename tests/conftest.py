@@ -22,6 +22,7 @@ import pytest
 
 from pgherald.config import LogLevel
 from pgherald.log import Log, log
+from tests.support.certificates import Authority
 from tests.support.postgres import (
     CRON_DATABASE,
     DEBIAN_15,
@@ -126,6 +127,18 @@ def anyio_backend() -> str:
 def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for servers on loopback, with its key."""
     return certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that signs servers and their clients."""
+    return Authority.make(tmp_path_factory.mktemp("ours"), "ours")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """One whose certificates get nobody in."""
+    return Authority.make(tmp_path_factory.mktemp("theirs"), "theirs")
 
 
 @pytest.fixture

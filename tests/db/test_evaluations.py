@@ -92,6 +92,31 @@ def test_touched_runs_far_apart_are_not_added_up(app: App) -> None:
     assert Counter(p.status for p in app.prompts()) == {"ready": 3}
 
 
+# What falls due at one moment.
+
+
+@pytest.mark.parametrize("minutes", [0, 10])
+def test_prompts_of_one_moment_are_spread_over_the_jitter_and_without_one_wait_for_nothing(
+    app: App, minutes: int
+) -> None:
+    at = now()
+    for person in app.people(30):
+        app.activity(person, at - 30 * DAY)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=at - MINUTE, jitter=minutes * MINUTE)
+    assert only(app.evaluate(at)).prompts == 30
+    waits = [prompt.not_before - prompt.due_at for prompt in app.prompts()]
+    assert all(timedelta(0) <= wait <= minutes * MINUTE for wait in waits)
+    assert len(set(waits)) > 1 or minutes == 0
+
+
+def test_what_a_person_just_did_is_answered_without_jitter(app: App) -> None:
+    app.scenario("milestone", {"counts": [1]}, jitter="10 minutes")
+    for person in app.people(10):
+        app.activity(person, now())
+    assert only(app.evaluate_touched(now())).prompts == 10
+    assert all(prompt.not_before <= now() for prompt in app.prompts())
+
+
 # Missed time.
 
 
@@ -126,6 +151,15 @@ def test_after_a_week_the_latest_of_a_persons_moments_is_sent_not_one_that_expir
     run = only(app.evaluate(at))
     assert (run.candidates, run.prompts, run.suppressed) == (3, 1, {"duplicate": 2})
     assert [(p.activity_ref, p.status) for p in app.prompts()] == [(f"{item}#1", "ready")]
+
+
+def test_what_is_past_by_the_time_of_a_late_run_is_not_announced(app: App) -> None:
+    at = now()
+    app.certificate(app.person(), at - SECOND)
+    app.certificate(app.person(), at + SECOND)
+    app.scenario("expiry", {"days_before": [1]}, evaluated_through=at - 5 * DAY)
+    run = only(app.evaluate(at))
+    assert (run.candidates, run.prompts, run.suppressed) == (2, 1, {"no_longer_due": 1})
 
 
 def test_a_scenario_set_back_a_century_catches_up_in_one_run(app: App) -> None:

@@ -1,4 +1,4 @@
-"""Claim, settle and sweep where things went wrong before: late owners, odd rows, a database that was set back."""
+"""Claim, settle and sweep where things changed or went wrong before: late owners, odd rows, a database set back."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
     from tests.support.app import App
     from tests.support.postgres import Database
+
+NOTIFIED = """
+insert into herald.scenario_notification
+  (user_id, scenario_type, dispatched_at, idempotency_key, cooldown_window_start)
+select user_id, '%s', now() - interval '%s', repeat('0', 64), now() - interval '100 days' from herald.prompt
+"""
 
 
 def ready(app: App, **columns: Any) -> UUID:
@@ -52,6 +58,59 @@ def status(db: psycopg.Connection) -> Any:
     ).fetchone()
 
 
+# What changes while a prompt waits, and what its next claim then says.
+CHANGES: dict[str, tuple[str, str, str]] = {
+    "opted out of everything": (
+        "insert into herald.opt_out (user_id) select user_id from herald.prompt",
+        "skipped",
+        "opted_out",
+    ),
+    "opted out of the type": (
+        "insert into herald.opt_out (user_id, scenario_type) select user_id, scenario_type from herald.prompt",
+        "skipped",
+        "opted_out",
+    ),
+    "notified": (NOTIFIED % ("milestone", "6 days"), "skipped", "cooldown"),
+    "a full day": (
+        "update herald.setting set daily_cap = 1;" + NOTIFIED % ("expiry", "0 days"),
+        "skipped",
+        "daily_cap",
+    ),
+    "switched off": ("update herald.scenario set mode = 'off'", "skipped", "off"),
+    "left": ("update app.peer_mentor set status = 'left'", "skipped", "inactive_recipient"),
+    "too late": (
+        """
+        update herald.prompt set due_at = now() - interval '3 days';
+        update herald.scenario set started_at = now() - interval '9 days'
+        """,
+        "expired",
+        "expired",
+    ),
+    "night": (
+        """
+        update herald.scenario
+        set quiet_from = (now() at time zone 'Europe/Oslo')::time - interval '2 hours',
+          quiet_until = (now() at time zone 'Europe/Oslo')::time + interval '2 hours'
+        """,
+        "deferred",
+        "quiet_hours",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "decision", "gate"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_gate_that_closed_while_a_prompt_waited_is_found_closed_by_its_claim(
+    app: App, db: psycopg.Connection, change: str, decision: str, gate: str
+) -> None:
+    ready(app)
+    db.execute(change.encode())
+    claimed = "select decision, gate from herald.claim('a', 10, '1 second')"
+    assert db.execute(claimed).fetchall() == [(decision, gate)]
+    becomes = "ready" if decision == "deferred" else decision
+    assert db.execute("select status, attempts from herald.prompt").fetchall() == [(becomes, 0)]
+    assert db.execute(claimed).fetchall() == []
+
+
 @pytest.mark.parametrize("last", ["failed", "unknown", "retry", "release", "skipped", "swept"])
 def test_once_a_copy_was_accepted_the_next_copys_outcome_does_not_take_it_back(
     app: App, db: psycopg.Connection, last: str
@@ -85,6 +144,29 @@ def test_a_late_owner_that_found_no_device_says_so(app: App, db: psycopg.Connect
     assert epoch is not None
     assert sweep(db) == [("unknown",)]
     assert settle(db, prompt, epoch, "skipped") == (True, "skipped")
+
+
+def test_a_claim_that_is_given_back_was_no_attempt(app: App, db: psycopg.Connection) -> None:
+    prompt = ready(app)
+    for _ in range(2):
+        epoch = claim(db)
+        assert epoch is not None
+        assert settle(db, prompt, epoch, "release") == (True, "ready")
+        assert db.execute("select attempts from herald.prompt").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(("after", "swept"), [("29.9", []), ("30.1", [("unknown",)])])
+def test_a_claim_is_swept_when_its_lease_and_the_grace_are_over_and_no_earlier(
+    app: App, db: psycopg.Connection, after: str, swept: list[Any]
+) -> None:
+    ready(app)
+    claim(db)
+    found = db.execute(
+        "select s.status from (select deadline from herald.prompt) as p, "
+        "herald.sweep('30 seconds', p.deadline + %s * interval '1 second') as s",
+        (after,),
+    )
+    assert found.fetchall() == swept
 
 
 @pytest.mark.parametrize("statement", ["claim", "settle"])

@@ -8,7 +8,6 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.command import Command
 from tests.support.daemon import running_daemon, wait_for
 from tests.support.organisation import Organisation
 
@@ -19,14 +18,10 @@ if TYPE_CHECKING:
     import psycopg
 
     from pgherald.emulator.client import EmulatorProcess
+    from tests.support.command import Command
     from tests.support.postgres import Database
 
 pytestmark = pytest.mark.parametrize("server", ["pg18"], indirect=True)
-
-
-@pytest.fixture
-def pgherald(database: Database) -> Command:
-    return Command({"PGHERALD_DATABASE_URL": database.daemon_dsn})
 
 
 @pytest.fixture

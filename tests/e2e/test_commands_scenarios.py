@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
     from tests.support.postgres import Database
 
-UUID_FORM = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-
-
-@pytest.fixture
-def pgherald(database: Database) -> Command:
-    return Command({"PGHERALD_DATABASE_URL": database.daemon_dsn})
-
 
 @pytest.fixture
 def organisation(db: psycopg.Connection) -> Organisation:

@@ -228,6 +228,39 @@ def test_a_daemon_killed_after_the_answer_leaves_no_push_without_record(
     assert sorted(row[1] for row in organisation.histories()) == ["dispatched", "dispatched"]
 
 
+def test_the_metrics_tell_how_late_how_slow_and_what_was_held_back(
+    organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
+) -> None:
+    db, scenario_id = organisation.db, organisation.scenario()
+    emulator.set_faults({"do": "latency", "seconds": 0.25})
+    db.execute(
+        "select herald.enqueue(%s, %s, 'late', now() - interval '1 hour')",
+        (scenario_id, organisation.mentor("phone-1")),
+    )
+    daemon.wait_for_metric("pgherald_due_to_sent_seconds_count", 1)
+    assert 3600 < daemon.metric("pgherald_due_to_sent_seconds_sum") < 7200
+    daemon.wait_for_metric("pgherald_send_seconds_count", 1)
+    assert 0.25 < daemon.metric("pgherald_send_seconds_sum") < 3600
+
+    daemon.wait_for_metric('pgherald_prompts{status="sent"}', 1)  # from here on it counts runs
+    person = organisation.mentor("phone-2")
+    db.execute("insert into herald.opt_out (user_id) values (%s)", (person,))
+    organisation.activity(person)
+    daemon.wait_for_metric('pgherald_suppressed_total{scenario_type="milestone",gate="opted_out"}', 1)
+    assert daemon.metric('pgherald_evaluation_seconds_count{scenario_type="milestone"}') >= 1
+    assert daemon.metric('pgherald_evaluation_seconds_sum{scenario_type="milestone"}') > 0
+
+    assert daemon.metric('pgherald_breaker_open{breaker="permission"}') == 0
+    emulator.set_faults({"do": "status", "status": 403})
+    organisation.enqueue(scenario_id, organisation.mentor("phone-3"))
+    daemon.wait_for_metric('pgherald_breaker_open{breaker="permission"}', 1)
+
+    db.execute("update herald.setting set paused_at = now()")
+    organisation.enqueue(scenario_id, organisation.mentor("phone-4"), "waits")
+    db.execute("update herald.prompt set not_before = now() - interval '2 hours' where activity_ref = 'waits'")
+    daemon.wait_for_metric("pgherald_oldest_ready_seconds", lambda seconds: 7200 <= seconds < 10_800)
+
+
 def test_a_listener_that_lost_its_connection_listens_again(
     organisation: Organisation, daemon: Daemon, emulator: EmulatorProcess
 ) -> None:

@@ -216,6 +216,16 @@ async def test_the_next_device_is_tried_when_one_is_gone(bench: Bench, organisat
     assert [message.token for message in bench.emulator.messages] == ["phone-old"]
 
 
+async def test_a_device_that_is_revoked_is_not_tried_again(bench: Bench, organisation: Organisation) -> None:
+    person = organisation.mentor("phone-old", "unregistered-new")
+    organisation.db.execute(
+        "update herald.device_token set revoked_at = now(), revoked_reason = 'gone' where token = 'unregistered-new'"
+    )
+    enqueue_all(organisation, [person])
+    (prompt,) = await bench.claim()
+    assert [device.token.reveal() for device in prompt.devices] == ["phone-old"]
+
+
 async def test_no_device_left_is_token_revoked_with_the_code_of_fcm(bench: Bench, organisation: Organisation) -> None:
     person = organisation.mentor("unregistered-1", "unregistered-2")
     enqueue_all(organisation, [person])
@@ -357,7 +367,7 @@ async def test_two_evaluations_at_once_make_one_prompt(bench: Bench, organisatio
     async with anyio.create_task_group() as tasks:
         for _ in range(4):
             tasks.start_soon(evaluate_and_dispatch, person, "milestone", bench.config, deps)
-    assert len(organisation.prompts()) == 1
+    assert organisation.db.execute("select count(*) from herald.prompt").fetchone() == (1,)
     assert len(bench.emulator.messages) == 1
     assert len(organisation.notifications()) == 1
 

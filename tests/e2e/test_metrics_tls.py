@@ -28,16 +28,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.parametrize("server", ["pg18"], indirect=True)
 
 
-@pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority.make(tmp_path_factory.mktemp("ours"), "ours")
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority.make(tmp_path_factory.mktemp("theirs"), "theirs")
-
-
 def settings_for(identity: Identity, clients: Authority | None = None) -> dict[str, str]:
     found = {
         "PGHERALD_METRICS_TLS_CERTIFICATE": str(identity.certificate),

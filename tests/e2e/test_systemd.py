@@ -118,11 +118,14 @@ def test_systemd_hears_of_start_work_and_stop(
     scenario = organisation.scenario()
     for person in organisation.mentors(30):
         organisation.enqueue(scenario, person)
-    with managed(database, emulator, manager, tmp_path) as daemon:
+    one_by_one = {"PGHERALD_MAX_IN_FLIGHT": "1"}  # so that batches have ended long before nothing is left
+    with managed(database, emulator, manager, tmp_path, environment=one_by_one) as daemon:
         manager.wait_for("READY=1")
         ready = manager.listen().index("READY=1")
         assert [status for status, _ in organisation.prompts().values()].count("ready") == 0, "ready before it drained"
-        assert [event["event"] for event in daemon.events()].index("listening") < len(daemon.events())
+        daemon.wait_ready()
+        log = [event["event"] for event in daemon.events()]
+        assert log.index("listening") < log.index("batch_dispatched") < log.index("ready")
         assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in manager.listen()[:ready])
         assert is_fed(manager)
         wait_for(lambda: len(organisation.notifications()) == 30)

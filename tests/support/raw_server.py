@@ -95,6 +95,10 @@ class Peer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
+    def cut(self) -> None:
+        """End the connection with a FIN and no word of TLS's, as who cuts an answer short would."""
+        self._writer.transport.abort()
+
     def close(self) -> None:
         self._writer.close()
 

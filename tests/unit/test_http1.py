@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import h11
@@ -9,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pgherald.connection import HEAD_MAX, NotAnAnswer
+from pgherald.connection import HEAD_MAX, Deadlines, NotAnAnswer
 from pgherald.fcm import ANSWER_MAX, Response
-from pgherald.http1 import AnswerReader, whole_answer
+from pgherald.http1 import AnswerReader, Http1Connection, whole_answer
 from pgherald.model import Code
 from pgherald.transport import HttpTransport
 from tests.support.posting import SECRET, post
@@ -19,6 +21,8 @@ from tests.support.raw_server import OK, OK_BODY, Peer, raw_server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pgherald.link import Link, Receiver
 
 
 def read(parts: Sequence[bytes], *, ends: bool = False) -> Response | Code | None:
@@ -250,3 +254,48 @@ async def test_a_server_that_speaks_unasked_loses_the_connection() -> None:
             await server.peers[-1].closed.wait()
         assert len(server.peers) == 3
         assert server.seen(SECRET.encode()) == 3
+
+
+class Wire:
+    """A link in memory: `unread` waits to be read, and if it `refuses`, no byte leaves."""
+
+    def __init__(self, unread: bytes = b"", *, refuses: bool = False) -> None:
+        self.is_open = True
+        self.refuses = refuses
+        self.unread = unread
+        self.receiver: Receiver | None = None
+
+    def listen(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+
+    def write(self, _: bytes) -> bool:
+        return not self.refuses
+
+    def look(self) -> bool:
+        assert self.receiver is not None
+        self.receiver.received(self.unread)
+        return True
+
+    def abort(self) -> None:
+        self.is_open = False
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_had_come_by_the_deadline_counts_though_nobody_had_read_it() -> None:
+    link: Link = Wire(OK)  # type: ignore[assignment]
+    connection = Http1Connection(link, set(), Deadlines())
+    task = asyncio.create_task(connection.exchange("http://x/", (), b"", time.monotonic() + 60))
+    await asyncio.sleep(0)
+    connection.expire()
+    answer = await task
+    assert isinstance(answer, Response)
+    assert answer.body == OK_BODY
+
+
+@pytest.mark.anyio
+async def test_a_request_of_which_the_kernel_refused_every_byte_was_not_taken() -> None:
+    wire = Wire(refuses=True)
+    link: Link = wire  # type: ignore[assignment]
+    connection = Http1Connection(link, set(), Deadlines())
+    assert await connection.exchange("http://x/", (), b"", time.monotonic() + 60) is None
+    assert not wire.is_open

@@ -11,7 +11,8 @@ import h2.config
 import h2.connection
 import h2.events
 import pytest
-from hpack import Encoder
+from h2.settings import SettingCodes
+from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -202,16 +203,25 @@ class Wire:
         self.peer = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         self.peer.initiate_connection()
         self.events: list[h2.events.Event] = []
-        self.deaf = False
+        self.deaf = self.refuses = False
         self.unread = b""
 
     def listen(self, receiver: Receiver) -> None:
         self.receiver = receiver
 
     def write(self, data: bytes) -> bool:
-        if not self.deaf:
+        if not self.deaf and not self.refuses:
             self.events += self.peer.receive_data(data)
-        return True
+        return not self.refuses
+
+    def deliver(self) -> None:
+        """Hand over what the other end has to say."""
+        assert self.receiver is not None
+        self.receiver.received(self.peer.data_to_send())
+
+    def count(self, kind: type[h2.events.Event]) -> int:
+        """How many events of a kind there were at the other end."""
+        return sum(isinstance(event, kind) for event in self.events)
 
     def look(self) -> bool:
         unread, self.unread = self.unread, b""
@@ -228,8 +238,7 @@ async def opened(wire: Wire, deadlines: Deadlines | None = None) -> Http2Connect
     link: Link = wire  # type: ignore[assignment]
     opening = asyncio.create_task(Http2Connection.open(link, everyone, deadlines or Deadlines()))
     await asyncio.sleep(0)
-    assert wire.receiver is not None
-    wire.receiver.received(wire.peer.data_to_send())
+    wire.deliver()
     return await opening
 
 
@@ -269,6 +278,55 @@ async def test_an_answer_that_had_come_by_the_deadline_counts_though_nobody_had_
     wire.unread = frames(WHOLE, LAST)
     deadlines.added[0].expire()
     assert await task == Response(200, {}, MARK)
+
+
+async def test_requests_of_which_the_kernel_refused_every_byte_were_not_taken() -> None:
+    wire = Wire()
+    connection = await opened(wire)
+    deadline = time.monotonic() + 60
+    before = asyncio.create_task(connection.exchange("https://x/", (), MARK, deadline))
+    await turns()
+    wire.refuses = True
+    after = [asyncio.create_task(connection.exchange("https://x/", (), MARK, deadline)) for _ in range(2)]
+    assert await asyncio.gather(before, *after) == [Code.CONNECTION_LOST, None, None]
+    assert not wire.is_open
+
+
+async def test_settings_and_pings_are_acknowledged() -> None:
+    wire = Wire()
+    await opened(wire)
+    assert wire.count(h2.events.SettingsAcknowledged) == 1
+    wire.peer.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 7})
+    wire.peer.ping(b"12345678")
+    wire.deliver()
+    assert wire.count(h2.events.SettingsAcknowledged) == 2
+    assert [event.ping_data for event in wire.events if isinstance(event, h2.events.PingAckReceived)] == [b"12345678"]
+
+
+async def test_a_body_that_waits_leaves_as_soon_as_the_server_takes_it() -> None:
+    wire = Wire()
+    connection = await opened(wire)
+    deadline = time.monotonic() + 60
+    tasks = [
+        asyncio.create_task(connection.exchange("https://x/", (), b"x" * size, deadline)) for size in (65_000, 1_000)
+    ]
+    await turns()
+    assert wire.count(h2.events.StreamEnded) == 1
+    wire.peer.acknowledge_received_data(65_000, 1)
+    wire.deliver()
+    await turns()
+    assert wire.count(h2.events.StreamEnded) == 2
+    for stream in (1, 3):
+        wire.peer.send_headers(stream, [(":status", "200")], end_stream=True)
+    wire.deliver()
+    assert await asyncio.gather(*tasks) == [Response(200, {}, b"")] * 2
+
+
+def test_what_a_head_tells_of_a_request_is_for_nobodys_table() -> None:
+    """No proxy may put an access token where another connection's guess would find it (RFC 7541 section 7.1.3)."""
+    fields = Decoder().decode(http2.request_head("https://x/v1", (("authorization", "Bearer y"), ("x-id", "1"))))
+    never = {str(field[0]) for field in fields if isinstance(field, NeverIndexedHeaderTuple)}
+    assert never == {":authority", ":path", "authorization", "x-id"}
 
 
 @given(st.data())

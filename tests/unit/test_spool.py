@@ -261,13 +261,17 @@ async def test_an_append_that_has_begun_is_written_even_if_its_caller_is_cancell
 
 async def test_the_event_loop_turns_while_the_disk_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = open_spool(tmp_path)
-    ready = threading.Event()
-    monkeypatch.setattr(os, "fdatasync", lambda _fd: ready.wait(60))
+    busy, free = threading.Event(), threading.Event()
+
+    def slow(_fd: int) -> None:
+        busy.set()
+        assert free.wait(60)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(spool.append, [entry(1)])
-        for _ in range(20):
-            await anyio.sleep(0.001)
-        ready.set()
+        await anyio.to_thread.run_sync(busy.wait)
+        free.set()  # by the loop, or not at all
     crash(spool)
 
 

@@ -43,18 +43,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority.make(tmp_path_factory.mktemp("ours"), "ours")
-
-
-@pytest.fixture(scope="module")
 def server(ours: Authority) -> Identity:
     return ours.server()
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority.make(tmp_path_factory.mktemp("theirs"), "theirs")
 
 
 def with_tls(identity: Identity, clients: Authority | None = None) -> Settings:

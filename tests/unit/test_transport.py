@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from random import Random
+from typing import TYPE_CHECKING
 
 import anyio
+import anyio.abc
 import pytest
 
-from pgherald.fcm import ANSWER_MAX, NotSent, Response, Transport, Unsure
+from pgherald.fcm import ANSWER_MAX, KEEPALIVE, CancelledUnsent, NotSent, Response, Transport, Unsure
 from pgherald.model import Code
 from pgherald.transport import HttpTransport
 from tests.support.posting import MARK, SECRET, post
@@ -22,12 +25,17 @@ from tests.support.raw_server import (
     OK_BODY,
     Peer,
     RawServer,
+    client_tls,
     http_answer,
     raw_server,
+    server_tls,
     until,
 )
 from tests.support.road import MakeRoad, answer_all
 from tests.support.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -236,25 +244,112 @@ async def test_an_interim_answer_is_not_the_answer(transport: MakeRoad) -> None:
 
 
 async def test_cancelled_requests_leave_nothing_behind(transport: MakeRoad) -> None:
-    answering = asyncio.Event()
+    calm = False
 
-    async def slow(peer: Peer) -> None:
+    async def mute_at_first(peer: Peer) -> None:
         while True:
             await peer.request()
-            await answering.wait()
+            if not calm:
+                await peer.read()  # returns when the client closes
+                return
             await peer.send(OK)
 
-    async with raw_server(slow) as server, transport(4) as road:
-        for _ in range(20):
-            with anyio.move_on_after(0.01):
-                async with anyio.create_task_group() as tasks:
-                    for _ in range(20):
-                        tasks.start_soon(post, road, server.port)
-        answering.set()
-        async with anyio.create_task_group() as tasks:
-            for _ in range(40):
+    async with raw_server(mute_at_first) as server, transport(4) as road:
+
+        async def post_many(tasks: anyio.abc.TaskGroup, count: int) -> None:
+            for _ in range(count):
                 tasks.start_soon(post, road, server.port)
-    assert server.seen(MARK) <= 20 * 20 + 40
+
+        for seconds in (None, *[0.01] * 20):
+            with anyio.move_on_after(seconds):
+                async with anyio.create_task_group() as tasks:
+                    await post_many(tasks, 20)
+                    if seconds is None:
+                        await until(lambda: server.seen(MARK) == 4)
+                        tasks.cancel_scope.cancel()
+            await until(lambda: all(peer.closed.is_set() for peer in server.peers))
+        calm = True
+        async with anyio.create_task_group() as tasks:
+            await post_many(tasks, 40)
+    assert server.seen(MARK) <= 21 * 20 + 40
+
+
+async def test_a_request_cancelled_while_others_have_all_slots_had_not_left(transport: MakeRoad) -> None:
+    async def mute(peer: Peer) -> None:
+        await peer.request()
+        await peer.read()
+
+    async with raw_server(mute) as server, transport(1) as road:
+        first = asyncio.create_task(post(road, server.port))
+        await until(lambda: server.seen(MARK) == 1)
+        second = asyncio.create_task(post(road, server.port))
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(CancelledUnsent):
+            await second
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await first
+    assert not isinstance(caught.value, CancelledUnsent)
+    assert server.seen(MARK) == 1
+
+
+async def test_a_transport_that_is_closed_keeps_no_connection(transport: MakeRoad) -> None:
+    async with raw_server(answer_all) as server:
+        async with transport() as road:
+            await post(road, server.port)
+            assert not server.peers[0].closed.is_set()
+        await until(server.peers[0].closed.is_set)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_an_answer_whose_length_nobody_said_is_whole_only_if_tls_says_goodbye(
+    pem: Path, transport: MakeRoad, whole: bool
+) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\n\r\n" + OK_BODY)
+        if whole:
+            peer.close()
+        else:
+            peer.cut()
+
+    async with (
+        raw_server(answer, server_tls(pem, "http/1.1")) as server,
+        transport(ssl_context=client_tls(pem)) as road,
+    ):
+        if whole:
+            assert (await post(road, server.port, scheme="https")).body == OK_BODY
+        else:
+            with pytest.raises(Unsure) as caught:
+                await post(road, server.port, scheme="https")
+            assert caught.value.code is Code.CONNECTION_LOST
+
+
+async def test_connections_that_are_old_are_closed_while_a_younger_one_is_used(
+    transport: MakeRoad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, later = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now() + later)
+    both = asyncio.Event()
+
+    async def together(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await both.wait()
+            await peer.send(OK)
+
+    async with raw_server(together) as server, transport() as road:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(partial(post, road, server.port, within=3600))
+            await until(lambda: server.seen(MARK) == 2)
+            both.set()
+        for _ in range(2):
+            later += 0.6 * KEEPALIVE
+            await post(road, server.port, within=3600)
+        await until(lambda: [peer.closed.is_set() for peer in server.peers].count(True) == 1)
+        assert len(server.peers) == 2
 
 
 async def test_errors_show_neither_token_nor_address(transport: MakeRoad) -> None:
