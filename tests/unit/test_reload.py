@@ -84,7 +84,7 @@ def worker(bell: Doorbell, dispatcher: object, database: Callable[[], Awaitable[
         async def is_broken(self) -> bool:
             return False
 
-    parts = SimpleNamespace(failing=False, owed=0)
+    parts = SimpleNamespace(failing=False, owed=0, unwritten=0, finished_at=0.0)
     arguments = (Store(), dispatcher, parts, Pacing(100), parts, bell, None, Metrics("0"), Health(), DispatchConfig())
     return Worker(*cast("Any", arguments), poll_interval=60)
 
