@@ -151,6 +151,29 @@ def test_one_that_is_set_back_reaches_them_and_does_not_call_them_expired(app: A
     assert [(p.user_id, p.status, p.scenario_id) for p in app.prompts()] == [(person, "ready", scenario)]
 
 
+def test_one_that_is_set_back_an_hour_does_not_reach_those_who_were_due_months_ago(app: App) -> None:
+    old, late = app.people(2)
+    app.activity(old, now() - 120 * DAY)
+    app.activity(late, now() - 32 * DAY)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=now() - 100 * DAY)
+    app.db.execute("update herald.scenario set started_at = now() - interval '100 days', evaluated_through = now()")
+    app.db.execute("update herald.scenario set evaluated_through = now() - interval '1 hour'")
+    app.evaluate_touched(now())
+    app.evaluate(now())
+    assert [p.user_id for p in app.prompts()] == [late]
+
+
+def test_one_that_is_set_back_far_reaches_touched_people_that_far_back_and_no_further(app: App) -> None:
+    reached, beyond = app.people(2)
+    app.activity(reached, now() - 49 * DAY)
+    app.activity(beyond, now() - 51 * DAY)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=now() - 100 * DAY)
+    app.db.execute("update herald.scenario set started_at = now() - interval '100 days', evaluated_through = now()")
+    app.db.execute("update herald.scenario set evaluated_through = now() - interval '20 days'")
+    app.evaluate_touched(now())
+    assert [p.user_id for p in app.prompts()] == [reached]
+
+
 def test_one_that_is_enabled_again_starts_from_then(app: App) -> None:
     person = app.person()
     app.activity(person, now() - 30 * DAY - MINUTE)
