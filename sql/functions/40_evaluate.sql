@@ -250,6 +250,8 @@ declare
   v_part record;
   v_error text;
 begin
+  -- chapters that are behind may have begun before a rule that was changed since
+  p_scenario.evaluated_from := least(p_scenario.evaluated_from, p_from);
   begin
     select c.candidates, c.through into v_candidates, v_through
     from herald.candidates_between(p_scenario, p_from, p_now, c_most) as c;

@@ -29,7 +29,7 @@ begin
   end if;
   return query
   with picked as materialized (
-    select p.ctid as place, p.user_id, p.scenario_id, p.scenario_type, p.due_at
+    select p.ctid as place, p.user_id, p.scenario_id, p.scenario_type, p.due_at, p.created_at
     from herald.prompt as p
     where p.ctid = any (p_rows)
   ), rule as materialized (
@@ -39,6 +39,7 @@ begin
       s.title_key,
       s.body_key,
       s.devices = 'all' as all_devices,
+      s.evaluated_from,
       s.started_at,
       s.expires_after,
       s.paused_at,
@@ -54,7 +55,7 @@ begin
   ), weighed as materialized (
     select
       q.place,
-      greatest(q.due_at, s.started_at) + s.expires_after as expires_at,
+      herald.expires_at(q.due_at, q.created_at, s.evaluated_from, s.started_at, s.expires_after) as expires_at,
       s.presentation,
       s.title_key,
       s.body_key,
@@ -65,7 +66,7 @@ begin
         when s.quiet_from is not null then herald.quiet_end(p_now, s.quiet_from, s.quiet_until, r.time_zone)
       end as quiet_end,
       case
-        when greatest(q.due_at, s.started_at) + s.expires_after <= p_now then 'expired'
+        when herald.expires_at(q.due_at, q.created_at, s.evaluated_from, s.started_at, s.expires_after) <= p_now then 'expired'
         when s.silent is not null then s.silent
         when r.user_id is null then 'unknown_recipient'
         when r.is_active is not true then 'inactive_recipient'
@@ -283,7 +284,7 @@ begin
       as o (prompt_id, epoch, outcome, error, at, retry_at, device_id, message_name)
   ), locked as materialized (
     select p.ctid as place, p.prompt_id, p.epoch, p.status, p.scenario_id, p.scenario_type, p.user_id, p.attempts, p.due_at,
-      p.notification_id
+      p.created_at, p.notification_id
     from herald.prompt as p
     where p.ctid = any (v_rows)
   ), judged as materialized (
@@ -303,7 +304,7 @@ begin
             when o.outcome = 'unknown' and l.attempts < 3 and exists (
               select from herald.scenario as s
               where s.scenario_id = l.scenario_id and s.on_unknown = 'resend'
-                and greatest(l.due_at, s.started_at) + s.expires_after > p_now
+                and herald.expires_at(l.due_at, l.created_at, s.evaluated_from, s.started_at, s.expires_after) > p_now
             ) then 'ready'
             else o.outcome
           end
@@ -399,7 +400,8 @@ as $$
     select p.prompt_id,
       case
         when p.epoch > 1 and exists (select from herald.scenario_notification as n where n.id = p.notification_id) then 'sent'
-        when s.on_unknown = 'resend' and p.attempts < 3 and greatest(p.due_at, s.started_at) + s.expires_after > p_now then 'ready'
+        when s.on_unknown = 'resend' and p.attempts < 3
+          and herald.expires_at(p.due_at, p.created_at, s.evaluated_from, s.started_at, s.expires_after) > p_now then 'ready'
         else 'unknown'
       end as becomes
     from (
@@ -410,7 +412,7 @@ as $$
       limit 10000
     ) as o
     cross join lateral (
-      select r.prompt_id, r.epoch, r.notification_id, r.attempts, r.due_at, r.scenario_id
+      select r.prompt_id, r.epoch, r.notification_id, r.attempts, r.due_at, r.created_at, r.scenario_id
       from herald.prompt as r
       where r.prompt_id = o.prompt_id and r.status = 'sending' and r.deadline < p_now - p_grace
       for no key update skip locked

@@ -177,3 +177,15 @@ def test_plans_made_while_the_outbox_was_empty_stay_good_when_it_fills(database:
     app.evaluate_touched(END + timedelta(hours=1))
     assert plans.sequential() == set()
     assert len(plans.texts) > 20
+
+
+def test_when_a_prompt_expires_is_worked_out_in_the_plan_and_no_function_called(db: psycopg.Connection) -> None:
+    """A claim asks it twice a prompt."""
+    plan = db.execute(
+        "explain (verbose, costs off) "
+        "select herald.expires_at(p.due_at, p.created_at, s.evaluated_from, s.started_at, s.expires_after) "
+        "from herald.prompt as p join herald.scenario as s on s.scenario_id = p.scenario_id"
+    ).fetchall()
+    text = "\n".join(line for (line,) in plan)
+    assert "GREATEST" in text
+    assert "expires_at" not in text

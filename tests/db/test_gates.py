@@ -405,6 +405,11 @@ def test_enqueueing_something_too_old_says_so(app: App) -> None:
     assert enqueue(app, scenario, app.person(), due_at=now() - 3 * DAY - MINUTE) == "expired"
 
 
+def test_enqueueing_something_too_old_says_so_however_young_the_scenario_is(app: App) -> None:
+    scenario = app.scenario("milestone", {"counts": [1]})
+    assert enqueue(app, scenario, app.person(), due_at=now() - 3 * DAY - MINUTE) == "expired"
+
+
 @pytest.mark.parametrize(("ref", "user"), [("", True), ("x" * 401, True), (None, True), ("x", False)])
 def test_enqueueing_nonsense_is_refused(app: App, ref: str | None, user: bool) -> None:
     scenario = app.scenario("milestone", {"counts": [1]})

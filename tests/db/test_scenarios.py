@@ -65,6 +65,11 @@ BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def claim(app: App) -> list[str]:
+    rows = app.db.execute("select decision from herald.claim('a test', 100, '1 minute', %s)", (now(),)).fetchall()
+    return [row[0] for row in rows]
+
+
 # What is refused, by an insert and by a preview alike.
 
 
@@ -183,6 +188,37 @@ def test_one_that_is_enabled_again_starts_from_then(app: App) -> None:
     app.evaluate(now() + SECOND)
     app.evaluate_touched(now() + SECOND)
     assert app.prompts() == []
+
+
+AGAIN = {
+    "enabled again": "update herald.scenario set mode = 'off'; update herald.scenario set mode = 'on'",
+    "set back": "update herald.scenario set evaluated_through = now() - interval '1 hour'",
+}
+
+
+@pytest.mark.parametrize("again", list(AGAIN))
+def test_a_prompt_that_expired_while_it_waited_does_not_come_alive_when_its_scenario_starts_again(
+    app: App, again: str
+) -> None:
+    app.activity(app.person(), now() - 50 * DAY)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=now() - 100 * DAY)
+    app.evaluate(now())
+    app.db.execute("update herald.scenario set started_at = now() - interval '100 days'")
+    app.db.execute("update herald.prompt set created_at = due_at")
+    app.db.execute(AGAIN[again])
+    assert claim(app) == ["expired"]
+
+
+@pytest.mark.parametrize(
+    "change", ["name = 'another'", "params = '{\"days\": 20}'", "mode = 'canary', canary_percent = 100"]
+)
+def test_what_a_set_back_reached_is_sent_though_the_scenario_is_changed_meanwhile(app: App, change: str) -> None:
+    app.activity(app.person(), now() - 40 * DAY)
+    app.scenario("inactivity", {"days": 30})
+    app.db.execute("update herald.scenario set evaluated_through = now() - interval '20 days'")
+    app.evaluate(now())
+    app.db.execute(f"update herald.scenario set {change}")
+    assert claim(app) == ["send"]
 
 
 @pytest.mark.parametrize(
