@@ -35,6 +35,8 @@ begin
   ), rule as materialized (
     select
       s.scenario_id,
+      s.organisation_id,
+      s.chapter_id,
       s.presentation,
       s.title_key,
       s.body_key,
@@ -68,7 +70,9 @@ begin
       case
         when herald.expires_at(q.due_at, q.created_at, s.evaluated_from, s.started_at, s.expires_after) <= p_now then 'expired'
         when s.silent is not null then s.silent
-        when r.user_id is null then 'unknown_recipient'
+        -- nobody knows them, or not in this scenario's scope, any more
+        when (r.organisation_id = s.organisation_id and (s.chapter_id is null or r.chapter_id = s.chapter_id)) is not true
+          then 'unknown_recipient'
         when r.is_active is not true then 'inactive_recipient'
         when exists (
           select from herald.opt_out as o

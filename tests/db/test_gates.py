@@ -39,6 +39,13 @@ def evaluated(app: App, at: datetime) -> Run:
     return run
 
 
+def claimed(app: App, at: datetime) -> list[tuple[str, str | None]]:
+    """What a claim decides on each prompt that waits, and the gate."""
+    return app.db.execute(
+        "select decision, gate from herald.claim('a test', 100, '1 minute', %s) order by decision", (at,)
+    ).fetchall()
+
+
 def due_milestone(app: App, at: datetime, **columns: object) -> UUID:
     """A scenario that the second activity of a person is due for."""
     return app.scenario("milestone", {"counts": [2]}, evaluated_through=at - HOUR, **columns)
@@ -186,6 +193,27 @@ def test_an_unknown_person_gets_nothing(app: App) -> None:
 def test_somebody_of_another_chapter_is_as_unknown_as_nobody(app: App) -> None:
     scenario = app.scenario("milestone", {"counts": [1]}, chapter_id=app.chapter)
     assert enqueue(app, scenario, app.person(chapter=app.another_chapter())) == "unknown_recipient"
+
+
+@pytest.mark.parametrize(
+    ("scope", "elsewhere", "decision"),
+    [
+        ("chapter", None, ("skipped", "unknown_recipient")),
+        ("organisation", None, ("send", None)),
+        ("organisation", UUID(int=7), ("skipped", "unknown_recipient")),
+    ],
+)
+def test_who_moved_away_does_not_get_what_waited_for_them_there(
+    app: App, scope: str, elsewhere: UUID | None, decision: tuple[str, str | None]
+) -> None:
+    person = app.person()
+    scenario = app.scenario("milestone", {"counts": [1]}, chapter_id=app.chapter if scope == "chapter" else None)
+    assert enqueue(app, scenario, person) is None
+    app.db.execute(
+        "update app.peer_mentor set chapter_id = %s where user_id = %s", (app.another_chapter(elsewhere), person)
+    )
+    app.evaluate_touched(now())
+    assert claimed(app, now()) == [decision]
 
 
 def test_without_a_device_the_prompt_is_skipped_told_and_armed_when_one_is_registered(app: App) -> None:
