@@ -29,7 +29,7 @@ begin
   end if;
   return query
   with picked as materialized (
-    select p.ctid as place, p.user_id, p.scenario_id, p.scenario_type, p.due_at, p.created_at
+    select p.ctid as place, p.user_id, p.scenario_id, p.scenario_type, p.due_at, p.created_at, p.priority, p.not_before
     from herald.prompt as p
     where p.ctid = any (p_rows)
   ), rule as materialized (
@@ -57,6 +57,11 @@ begin
   ), weighed as materialized (
     select
       q.place,
+      q.user_id,
+      q.priority,
+      q.not_before,
+      r.time_zone,
+      s.daily_cap,
       herald.expires_at(q.due_at, q.created_at, s.evaluated_from, s.started_at, s.expires_after) as expires_at,
       s.presentation,
       s.title_key,
@@ -85,22 +90,54 @@ begin
           select from herald.prompt as u
           where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.unknown_at > p_now - s.cooldown
         ) then 'cooldown'
-        when s.daily_cap is not null and s.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
-      end as stopped_by
+      end as gate
     from picked as q
     join rule as s on s.scenario_id = q.scenario_id
     left join herald.source_recipient as r on r.user_id = q.user_id
+  ), in_turn as (
+    -- under a cap, what goes out before it to the same person in this very claim counts too; without one, no sort
+    select w.*, 0::bigint as before
+    from weighed as w
+    where w.daily_cap is null
+    union all
+    select w.*,
+      case
+        when w.gate is null and w.quiet_end is null then row_number() over (
+          partition by w.user_id, w.gate is null and w.quiet_end is null
+          order by w.priority desc, w.not_before, w.place
+        ) - 1
+        else 0
+      end
+    from weighed as w
+    where w.daily_cap is not null
   ), decided as materialized (
     select
-      w.*,
+      c.place,
+      c.expires_at,
+      c.presentation,
+      c.title_key,
+      c.body_key,
+      c.all_devices,
+      c.window_start,
+      c.quiet_end,
       case
-        when w.stopped_by = 'expired' then 'expired'
-        when w.stopped_by is not null then 'skipped'
-        when w.quiet_end is not null then 'deferred'
+        when c.stopped_by = 'expired' then 'expired'
+        when c.stopped_by is not null then 'skipped'
+        when c.quiet_end is not null then 'deferred'
         else 'send'
       end as decision,
-      coalesce(w.stopped_by, case when w.quiet_end = 'infinity' then 'paused' when w.quiet_end is not null then 'quiet_hours' end) as gate
-    from weighed as w
+      coalesce(c.stopped_by, case when c.quiet_end = 'infinity' then 'paused' when c.quiet_end is not null then 'quiet_hours' end) as gate
+    from (
+      select
+        t.*,
+        case
+          when t.gate is not null then t.gate
+          when t.daily_cap is not null and t.daily_cap <= herald.pushes_today(t.user_id, p_now, t.time_zone) + t.before then 'daily_cap'
+        end as stopped_by
+      from in_turn as t
+      -- asked once a prompt
+      offset 0
+    ) as c
   ), claimed as (
     update herald.prompt as p
     set

@@ -378,6 +378,48 @@ def test_a_person_gets_no_more_than_the_cap_a_day_over_all_scenarios(app: App) -
     assert enqueue(app, scenarios[3], other) is None
 
 
+def test_what_a_night_put_off_to_one_moment_stays_within_the_cap(app: App) -> None:
+    night = now().replace(hour=23, minute=0) + DAY
+    morning = night + 9 * HOUR
+    app.db.execute("update herald.setting set daily_cap = 1")
+    person, other = app.people(2, time_zone="UTC")
+    for kind, params in (("milestone", {"counts": [1]}), ("follow_up", {"activity_type": "c", "after_days": 1})):
+        scenario = app.scenario(
+            kind, params, quiet_from=clock(22), quiet_until=clock(8), priority=int(kind == "follow_up")
+        )
+        assert enqueue(app, scenario, person, due_at=night) == "quiet_hours"
+    assert enqueue(app, scenario, other, due_at=night) == "quiet_hours"
+    rows = app.db.execute(
+        "select user_id, scenario_type, decision, gate from herald.claim('a test', 100, '1 minute', %s)", (morning,)
+    ).fetchall()
+    assert set(rows) == {
+        (person, "follow_up", "send", None),
+        (person, "milestone", "skipped", "daily_cap"),
+        (other, "follow_up", "send", None),
+    }
+
+
+@pytest.mark.parametrize("instead", ["opted out", "expired", "quiet"])
+def test_what_is_not_sent_takes_nobodys_place_under_the_cap(app: App, instead: str) -> None:
+    person = app.person(time_zone="UTC")
+    first = app.scenario("milestone", {"counts": [1]}, priority=1)
+    second = app.scenario("follow_up", {"activity_type": "c", "after_days": 1})
+    assert enqueue(app, first, person) is None
+    assert enqueue(app, second, person) is None
+    app.db.execute("update herald.setting set daily_cap = 1")
+    if instead == "opted out":
+        app.db.execute("insert into herald.opt_out (user_id, scenario_type) values (%s, 'milestone')", (person,))
+    elif instead == "expired":
+        app.db.execute("update herald.scenario set expires_after = '1 microsecond' where scenario_id = %s", (first,))
+    else:
+        app.db.execute(
+            "update herald.scenario set quiet_from = %(at)s::time - interval '1 hour', "
+            "quiet_until = %(at)s::time + interval '1 hour' where scenario_id = %(id)s",
+            {"at": now().time(), "id": first},
+        )
+    assert ("send", None) in claimed(app, now())
+
+
 def test_the_cap_counts_the_day_of_the_persons_own_clock(app: App) -> None:
     person = app.person(time_zone="Pacific/Kiritimati")
     for moment, pushes in [
