@@ -91,7 +91,19 @@ as $$
     coalesce(extract(epoch from p_now - w.first_not_before)::double precision, 0),
     (select g.paused_at is not null from herald.setting as g),
     (select count(distinct c.scenario_id)::integer from herald.catch_up as c where c.held_at is not null),
-    (select max(r.started_at) from herald.evaluation_run as r where r.source = 'schedule' and r.started_at > p_now - interval '1 day'),
+    (
+      -- a probe for each scenario, not the runs of a day
+      select max(l.started_at)
+      from herald.scenario as s
+      cross join lateral (
+        select r.started_at
+        from herald.evaluation_run as r
+        where r.scenario_id = s.scenario_id and r.source = 'schedule'
+        order by r.started_at desc
+        limit 1
+      ) as l
+      where l.started_at > p_now - interval '1 day'
+    ),
     (select max(r.run_id) from herald.evaluation_run as r),
     (
       select coalesce(jsonb_agg(jsonb_build_object(
