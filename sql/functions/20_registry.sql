@@ -320,7 +320,8 @@ begin
     new := herald.checked_scenario(new);
   end if;
   if new.evaluated_through < old.evaluated_through then
-    new.evaluated_from := least(new.evaluated_through, old.evaluated_from);
+    -- not to where it once began: what had expired before stays so, unless the new start lies further back
+    new.evaluated_from := least(new.evaluated_through, greatest(old.evaluated_from, now() - new.expires_after));
     new.started_at := now();
   elsif old.mode = 'off' and new.mode <> 'off' then
     if new.evaluated_through = old.evaluated_through then

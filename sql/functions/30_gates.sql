@@ -110,6 +110,19 @@ return (('x' || substr(md5(p_scenario::text || p_user::text), 1, 7))::bit(28)::i
 comment on function herald.in_canary is 'Whether a person belongs to the stable percentage of a canary scenario.';
 revoke all on function herald.in_canary from public;
 
+-- When a prompt is too old to be sent. A scenario started or set back counts from then what it reached because of that: what
+-- lies after its new start, or was decided on since (p_made_at; a rule changed afterwards moves the start on). Whatever
+-- waited from before comes not alive again. No SET and not strict, so that it is inlined into the claim.
+create or replace function herald.expires_at(
+  p_due_at timestamptz, p_made_at timestamptz, p_evaluated_from timestamptz, p_started_at timestamptz, p_expires_after interval
+)
+returns timestamptz
+language sql stable parallel safe
+return greatest(p_due_at, case when p_due_at > p_evaluated_from or p_made_at >= p_started_at then p_started_at end) + p_expires_after;
+comment on function herald.expires_at is
+  'When a prompt due at p_due_at, made at p_made_at (null: not made yet), is not sent any more; the rest are columns of its scenario.';
+revoke all on function herald.expires_at from public;
+
 -- What becomes of each candidate at p_now: decision 'send', or the gate. Of several candidates of one person one is
 -- sent, the latest due. A candidate outside the scenario's scope is dropped without a trace: evaluators need not care
 -- for scope. Rows of prompts that ended without a push (failed, skipped, expired) may be armed again.
@@ -182,7 +195,8 @@ begin
             and (p.scenario_id, p.activity_ref) is distinct from (p_scenario.scenario_id, c.activity_ref)
           offset 0
         ) then 'duplicate'
-        when greatest(c.due_at, p_scenario.started_at) + p_scenario.expires_after <= p_now then 'expired'
+        when herald.expires_at(c.due_at, null, p_scenario.evaluated_from, p_scenario.started_at, p_scenario.expires_after) <= p_now
+          then 'expired'
         when p_scenario.mode = 'canary'
           and not herald.in_canary(p_scenario.scenario_id, c.user_id, p_scenario.canary_percent) then 'canary'
         when g.daily_cap is not null

@@ -29,16 +29,19 @@ begin
   end if;
   return query
   with picked as materialized (
-    select p.ctid as place, p.user_id, p.scenario_id, p.scenario_type, p.due_at
+    select p.ctid as place, p.user_id, p.scenario_id, p.scenario_type, p.due_at, p.created_at, p.priority, p.not_before
     from herald.prompt as p
     where p.ctid = any (p_rows)
   ), rule as materialized (
     select
       s.scenario_id,
+      s.organisation_id,
+      s.chapter_id,
       s.presentation,
       s.title_key,
       s.body_key,
       s.devices = 'all' as all_devices,
+      s.evaluated_from,
       s.started_at,
       s.expires_after,
       s.paused_at,
@@ -54,7 +57,12 @@ begin
   ), weighed as materialized (
     select
       q.place,
-      greatest(q.due_at, s.started_at) + s.expires_after as expires_at,
+      q.user_id,
+      q.priority,
+      q.not_before,
+      r.time_zone,
+      s.daily_cap,
+      herald.expires_at(q.due_at, q.created_at, s.evaluated_from, s.started_at, s.expires_after) as expires_at,
       s.presentation,
       s.title_key,
       s.body_key,
@@ -65,9 +73,11 @@ begin
         when s.quiet_from is not null then herald.quiet_end(p_now, s.quiet_from, s.quiet_until, r.time_zone)
       end as quiet_end,
       case
-        when greatest(q.due_at, s.started_at) + s.expires_after <= p_now then 'expired'
+        when herald.expires_at(q.due_at, q.created_at, s.evaluated_from, s.started_at, s.expires_after) <= p_now then 'expired'
         when s.silent is not null then s.silent
-        when r.user_id is null then 'unknown_recipient'
+        -- nobody knows them, or not in this scenario's scope, any more
+        when (r.organisation_id = s.organisation_id and (s.chapter_id is null or r.chapter_id = s.chapter_id)) is not true
+          then 'unknown_recipient'
         when r.is_active is not true then 'inactive_recipient'
         when exists (
           select from herald.opt_out as o
@@ -80,22 +90,54 @@ begin
           select from herald.prompt as u
           where u.user_id = q.user_id and u.scenario_type = q.scenario_type and u.unknown_at > p_now - s.cooldown
         ) then 'cooldown'
-        when s.daily_cap is not null and s.daily_cap <= herald.pushes_today(q.user_id, p_now, r.time_zone) then 'daily_cap'
-      end as stopped_by
+      end as gate
     from picked as q
     join rule as s on s.scenario_id = q.scenario_id
     left join herald.source_recipient as r on r.user_id = q.user_id
+  ), in_turn as (
+    -- under a cap, what goes out before it to the same person in this very claim counts too; without one, no sort
+    select w.*, 0::bigint as before
+    from weighed as w
+    where w.daily_cap is null
+    union all
+    select w.*,
+      case
+        when w.gate is null and w.quiet_end is null then row_number() over (
+          partition by w.user_id, w.gate is null and w.quiet_end is null
+          order by w.priority desc, w.not_before, w.place
+        ) - 1
+        else 0
+      end
+    from weighed as w
+    where w.daily_cap is not null
   ), decided as materialized (
     select
-      w.*,
+      c.place,
+      c.expires_at,
+      c.presentation,
+      c.title_key,
+      c.body_key,
+      c.all_devices,
+      c.window_start,
+      c.quiet_end,
       case
-        when w.stopped_by = 'expired' then 'expired'
-        when w.stopped_by is not null then 'skipped'
-        when w.quiet_end is not null then 'deferred'
+        when c.stopped_by = 'expired' then 'expired'
+        when c.stopped_by is not null then 'skipped'
+        when c.quiet_end is not null then 'deferred'
         else 'send'
       end as decision,
-      coalesce(w.stopped_by, case when w.quiet_end = 'infinity' then 'paused' when w.quiet_end is not null then 'quiet_hours' end) as gate
-    from weighed as w
+      coalesce(c.stopped_by, case when c.quiet_end = 'infinity' then 'paused' when c.quiet_end is not null then 'quiet_hours' end) as gate
+    from (
+      select
+        t.*,
+        case
+          when t.gate is not null then t.gate
+          when t.daily_cap is not null and t.daily_cap <= herald.pushes_today(t.user_id, p_now, t.time_zone) + t.before then 'daily_cap'
+        end as stopped_by
+      from in_turn as t
+      -- asked once a prompt
+      offset 0
+    ) as c
   ), claimed as (
     update herald.prompt as p
     set
@@ -283,7 +325,7 @@ begin
       as o (prompt_id, epoch, outcome, error, at, retry_at, device_id, message_name)
   ), locked as materialized (
     select p.ctid as place, p.prompt_id, p.epoch, p.status, p.scenario_id, p.scenario_type, p.user_id, p.attempts, p.due_at,
-      p.notification_id
+      p.created_at, p.notification_id
     from herald.prompt as p
     where p.ctid = any (v_rows)
   ), judged as materialized (
@@ -303,7 +345,7 @@ begin
             when o.outcome = 'unknown' and l.attempts < 3 and exists (
               select from herald.scenario as s
               where s.scenario_id = l.scenario_id and s.on_unknown = 'resend'
-                and greatest(l.due_at, s.started_at) + s.expires_after > p_now
+                and herald.expires_at(l.due_at, l.created_at, s.evaluated_from, s.started_at, s.expires_after) > p_now
             ) then 'ready'
             else o.outcome
           end
@@ -399,7 +441,8 @@ as $$
     select p.prompt_id,
       case
         when p.epoch > 1 and exists (select from herald.scenario_notification as n where n.id = p.notification_id) then 'sent'
-        when s.on_unknown = 'resend' and p.attempts < 3 and greatest(p.due_at, s.started_at) + s.expires_after > p_now then 'ready'
+        when s.on_unknown = 'resend' and p.attempts < 3
+          and herald.expires_at(p.due_at, p.created_at, s.evaluated_from, s.started_at, s.expires_after) > p_now then 'ready'
         else 'unknown'
       end as becomes
     from (
@@ -410,7 +453,7 @@ as $$
       limit 10000
     ) as o
     cross join lateral (
-      select r.prompt_id, r.epoch, r.notification_id, r.attempts, r.due_at, r.scenario_id
+      select r.prompt_id, r.epoch, r.notification_id, r.attempts, r.due_at, r.created_at, r.scenario_id
       from herald.prompt as r
       where r.prompt_id = o.prompt_id and r.status = 'sending' and r.deadline < p_now - p_grace
       for no key update skip locked

@@ -161,7 +161,8 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
   select p.prompt_id, p.scenario_id, s.name, p.scenario_type, p.user_id, p.activity_ref, p.due_at,
-    p.error_code, p.attempts, p.settled_at, greatest(p.due_at, s.started_at) + s.expires_after
+    p.error_code, p.attempts, p.settled_at,
+    herald.expires_at(p.due_at, p.created_at, s.evaluated_from, s.started_at, s.expires_after)
   from herald.prompt as p
   join herald.scenario as s on s.scenario_id = p.scenario_id
   where p.failed_at is not null
@@ -188,7 +189,8 @@ declare
 begin
   perform herald.check_prompts(p_prompts);
   for v_prompt in
-    select u.id, p.status, greatest(p.due_at, s.started_at) + s.expires_after as expires_at, s.paused_at
+    select u.id, p.status, s.paused_at,
+      herald.expires_at(p.due_at, p.created_at, s.evaluated_from, s.started_at, s.expires_after) as expires_at
     from (select distinct i.id from unnest(p_prompts) as i (id)) as u
     left join herald.prompt as p on p.prompt_id = u.id
     left join herald.scenario as s on s.scenario_id = p.scenario_id

@@ -173,7 +173,7 @@ begin
             then '; before the scenario starts, ' || herald.moment_text(v_scenario.evaluated_from, v_zone) else '' end);
       return query select 'still_due', v_count > 0,
         case when v_count > 0 then 'still so' else 'no longer so: active since, or the item is past or renewed' end;
-      v_at := greatest(v_candidate.due_at, v_scenario.started_at) + v_scenario.expires_after;
+      v_at := herald.expires_at(v_candidate.due_at, null, v_scenario.evaluated_from, v_scenario.started_at, v_scenario.expires_after);
       return query select 'expires', v_at > p_now,
         format('to be sent before %s, %s after it was due', herald.moment_text(v_at, v_zone), herald.span(v_scenario.expires_after, 'en'));
     end if;

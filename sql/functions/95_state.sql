@@ -75,41 +75,82 @@ comment on function herald.ready_times is
   'Since when the oldest claimable prompt waits (null: none), and when the next one becomes claimable (null: none).';
 revoke all on function herald.ready_times from public;
 
--- One row of everything the daemon measures or decides by between its claims.
+-- Up to which run_id each run is committed, or never will be: ids are given out before that, and not committed in their
+-- order. Not back behind p_after_run, but in a database that was restored. First it is asked who writes runs (see
+-- herald.announce_runs), and the caller reads them by a later statement: whoever has ended by then is seen.
+create or replace function herald.runs_through(p_after_run bigint)
+returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_last constant bigint := coalesce(pg_sequence_last_value('herald.evaluation_run_run_id_seq'), 0);
+  v_open bigint;
+begin
+  -- how far the keys lie back, by their lower 32 bits; one that lies ahead is of somebody who began just now
+  select max((v_last - l.objid::bigint) << 32 >> 32) into v_open
+  from pg_locks as l
+  where l.locktype = 'advisory' and l.database = (select b.oid from pg_database as b where b.datname = current_database())
+    and l.classid = 1751479909 and l.objsubid = 2;
+  return greatest(v_last - greatest(v_open, 0), least(p_after_run, v_last));
+end
+$$;
+comment on function herald.runs_through is
+  'The last run_id that lies below all those that transactions still open may write; p_after_run: what it said before.';
+revoke all on function herald.runs_through from public;
+
+-- One row of everything the daemon measures or decides by between its claims. Runs are told once each: none before those
+-- with a lower id have ended. Volatile, for they are read after herald.runs_through() has looked.
 create or replace function herald.daemon_state(p_after_run bigint default null, p_now timestamptz default now())
 returns table (
   schema_version integer, prompts jsonb, oldest_ready_seconds double precision,
   paused boolean, held integer, last_evaluation_at timestamptz, last_run bigint, runs jsonb, scenario_types text[],
   notify_queue_usage double precision, now timestamptz
 )
-language sql stable security definer
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
+declare
+  v_through constant bigint := herald.runs_through(p_after_run);
+begin
+  return query
   select
     (select max(m.version) from herald.migration as m),
     (select jsonb_object_agg(c.status, c.prompts) from herald.prompt_counts() as c),
     coalesce(case when (select g.paused_at is null from herald.setting as g) then extract(epoch from p_now - w.first_not_before)::double precision end, 0),
     (select g.paused_at is not null from herald.setting as g),
     (select count(distinct c.scenario_id)::integer from herald.catch_up as c where c.held_at is not null),
-    case when exists (select from herald.scenario as s where s.mode <> 'off') then
-    (select max(r.started_at) from herald.evaluation_run as r where r.source = 'schedule' and r.started_at > p_now - interval '1 day')
-    else p_now end,
-    (select max(r.run_id) from herald.evaluation_run as r),
+    case when exists (select from herald.scenario as s where s.mode <> 'off') then (
+      -- a probe for each scenario, not the runs of a day
+      select max(l.started_at)
+      from herald.scenario as s
+      cross join lateral (
+        select r.started_at
+        from herald.evaluation_run as r
+        where r.scenario_id = s.scenario_id and r.source = 'schedule'
+        order by r.started_at desc
+        limit 1
+      ) as l
+      where l.started_at > p_now - interval '1 day'
+    ) else p_now end,
+    v_through,
     (
       select coalesce(jsonb_agg(jsonb_build_object(
         'scenario_type', s.scenario_type, 'seconds', extract(epoch from r.duration), 'suppressed', r.suppressed, 'failed', r.error is not null
       )), '[]')
       from herald.evaluation_run as r
       join herald.scenario as s on s.scenario_id = r.scenario_id
-      where r.run_id > p_after_run
+      where r.run_id > p_after_run and r.run_id <= v_through
     ),
     (select array_agg(t.scenario_type order by t.scenario_type) from herald.scenario_type as t),
     pg_notification_queue_usage(),
     p_now
   from herald.ready_times(p_now) as w;
+end
 $$;
 comment on function herald.daemon_state is
-  'One row for the daemon''s metrics and decisions; last_evaluation_at: the last scheduled run, and p_now where no scenario is to run; runs: the evaluation runs after p_after_run (null: none).';
+  'One row for the daemon''s metrics and decisions; last_evaluation_at: the last scheduled run, and p_now where no scenario is to run; runs: the evaluation runs after p_after_run (null: none) up to last_run, the next p_after_run.';
 revoke all on function herald.daemon_state from public;
 grant execute on function herald.daemon_state to herald_daemon, herald_reader;
 

@@ -24,14 +24,6 @@ as $$
           (select a.occurred_at from herald.source_activity as a where a.occurred_at > '-infinity' order by a.occurred_at limit 1) as activity,
           (select r.registered_at from herald.source_recipient as r where r.registered_at > '-infinity' order by r.registered_at limit 1) as registration
         where p_users is null
-        union all
-        -- of these people alone: no row of another may be read, let alone fail
-        select
-          min((select a.occurred_at from herald.source_activity as a where a.user_id = u.user_id and a.occurred_at > '-infinity' order by a.occurred_at limit 1)),
-          min((select r.registered_at from herald.source_recipient as r where r.user_id = u.user_id and r.registered_at > '-infinity'))
-        from unnest(p_users) as u (user_id)
-        where p_users is not null
-        having p_users is not null
         offset 0
       ) as o
     ) else 0 end) as k (k)
@@ -54,26 +46,44 @@ as $$
       offset 0
     ) as r
     union all
-    select a.user_id, a.activity_id, a.occurred_at, s.k, s.lag
-    from unnest(p_users) as u (user_id)
-    cross join (select min(l.lag) as shortest, max(l.lag) as longest from step as l) as m
-    cross join lateral (
-      select v.user_id, v.activity_id, v.occurred_at
-      from herald.source_activity as v
-      where v.user_id = u.user_id and v.occurred_at > lower(p_window) - m.longest and v.occurred_at <= upper(p_window) - m.shortest
+    -- of these people each moment has few repeats in the window, found by division: no row of another may be read, let alone
+    -- fail, and no odd one of their own cost a step for every day since
+    select p.user_id, p.activity_id, p.at, k.k, make_interval(hours => 24 * (y.days + k.k * coalesce(y.every, 0)))
+    from (
+      select
+        (p_scenario.params ->> 'days')::integer as days,
+        (p_scenario.params ->> 'repeat_days')::integer as every,
+        case when p_scenario.params ? 'repeat_days' then coalesce((p_scenario.params ->> 'max_repeats')::integer, 100000) else 0 end as most,
+        -- in seconds
+        extract(epoch from lower(p_window)) - 86400::numeric * (p_scenario.params ->> 'days')::integer as first_base,
+        extract(epoch from upper(p_window)) - 86400::numeric * (p_scenario.params ->> 'days')::integer as last_base,
+        86400::numeric * (p_scenario.params ->> 'repeat_days')::integer as between_repeats
       offset 0
-    ) as a
-    join step as s on a.occurred_at > lower(p_window) - s.lag and a.occurred_at <= upper(p_window) - s.lag
-    union all
-    select r.user_id, null, r.registered_at, s.k, s.lag
-    from unnest(p_users) as u (user_id)
+    ) as y
+    cross join unnest(p_users) as u (user_id)
     cross join lateral (
-      select v.user_id, v.registered_at
+      select v.user_id, v.activity_id, v.occurred_at as at
+      from herald.source_activity as v
+      where v.user_id = u.user_id
+        and v.occurred_at > case
+          when y.days + y.most::bigint * coalesce(y.every, 0) > 100000 then '-infinity'
+          else lower(p_window) - make_interval(hours => 24 * (y.days + y.most * coalesce(y.every, 0)))
+        end
+        and v.occurred_at <= upper(p_window) - make_interval(hours => 24 * y.days)
+      union all
+      select v.user_id, null, v.registered_at
       from herald.source_recipient as v
       where v.user_id = u.user_id
+        and v.registered_at > '-infinity' and v.registered_at <= upper(p_window) - make_interval(hours => 24 * y.days)
       offset 0
-    ) as r
-    join step as s on r.registered_at > lower(p_window) - s.lag and r.registered_at <= upper(p_window) - s.lag
+    ) as p
+    -- one more than needed at the lower end; without repeats, the first time alone
+    cross join lateral generate_series(
+      greatest(div(y.first_base - extract(epoch from p.at), y.between_repeats), 0)::integer,
+      least(div(y.last_base - extract(epoch from p.at), y.between_repeats), y.most)::integer
+    ) as k (k)
+    where p.at + make_interval(hours => 24 * (y.days + k.k * coalesce(y.every, 0))) > lower(p_window)
+      and p.at + make_interval(hours => 24 * (y.days + k.k * coalesce(y.every, 0))) <= upper(p_window)
   )
   select b.user_id, coalesce(b.activity_id, 'registered') || case when b.k > 0 then '#' || b.k else '' end, b.at + b.lag
   from base as b

@@ -82,6 +82,22 @@ def test_what_was_held_is_decided_on_by_the_corrected_rule(app: App) -> None:
     assert _behind(app) == []
 
 
+def test_what_was_held_after_a_set_back_is_sent_by_the_corrected_rule(app: App) -> None:
+    at = now()
+    _quiet(app, at - 10 * DAY, 3)
+    longer = app.person()
+    app.activity(longer, at - 50 * DAY)
+    app.scenario("inactivity", {"days": 30}, max_prompts_per_run=2)
+    app.db.execute("update herald.scenario set evaluated_through = %s", (at - 20 * DAY,))
+    app.evaluate(at)
+    assert _behind(app) == [app.chapter]
+    app.db.execute("""update herald.scenario set params = '{"days": 45}'""")
+    (run,) = app.evaluate(now())
+    assert (run.prompts, run.suppressed, run.error) == (1, {}, None)
+    claimed = app.db.execute("select user_id, decision from herald.claim('a test', 100, '1 minute', %s)", (now(),))
+    assert claimed.fetchall() == [(longer, "send")]
+
+
 def test_a_changed_rule_reaches_nobody_who_was_due_before_the_last_run(app: App) -> None:
     """Though a run for touched users failed, and looked back further."""
     at = now()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
@@ -177,3 +177,40 @@ def test_plans_made_while_the_outbox_was_empty_stay_good_when_it_fills(database:
     app.evaluate_touched(END + timedelta(hours=1))
     assert plans.sequential() == set()
     assert len(plans.texts) > 20
+
+
+@pytest.mark.parametrize("params", [{"days": 30, "repeat_days": 1}, {"days": 30, "repeat_days": 7, "max_repeats": 3}])
+def test_an_odd_date_of_a_person_costs_no_step_for_every_day_since(app: App, params: dict[str, object]) -> None:
+    person = app.person()
+    app.db.execute(
+        "insert into app.activity (user_id, activity_type, occurred_at) "
+        "select %(person)s, 'contact', timestamptz '0001-01-01 00:00+00' "
+        "union all select %(person)s, 'contact', %(end)s - n * interval '1 day' from generate_series(1, 100) as n",
+        {"person": person, "end": END},
+    )
+    app.db.execute("set statement_timeout = '20s'")
+    (plan,) = app.db.execute(
+        "explain (analyze, timing off, format json) select * from herald.due_inactivity("
+        "herald.scenario_from(%s, now()), tstzrange(%s, %s, '(]'), %s)",
+        (app.definition("inactivity", params), END - 3 * DAY, END, [person]),
+    ).fetchone() or ([],)
+    read = max(node["Actual Rows"] * node["Actual Loops"] for node in _nodes(plan[0]["Plan"]))
+    assert 0 < read < 2_000
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", []):
+        yield from _nodes(inner)
+
+
+def test_when_a_prompt_expires_is_worked_out_in_the_plan_and_no_function_called(db: psycopg.Connection) -> None:
+    """A claim asks it twice a prompt."""
+    plan = db.execute(
+        "explain (verbose, costs off) "
+        "select herald.expires_at(p.due_at, p.created_at, s.evaluated_from, s.started_at, s.expires_after) "
+        "from herald.prompt as p join herald.scenario as s on s.scenario_id = p.scenario_id"
+    ).fetchall()
+    text = "\n".join(line for (line,) in plan)
+    assert "GREATEST" in text
+    assert "expires_at" not in text

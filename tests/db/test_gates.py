@@ -39,6 +39,13 @@ def evaluated(app: App, at: datetime) -> Run:
     return run
 
 
+def claimed(app: App, at: datetime) -> list[tuple[str, str | None]]:
+    """What a claim decides on each prompt that waits, and the gate."""
+    return app.db.execute(
+        "select decision, gate from herald.claim('a test', 100, '1 minute', %s) order by decision", (at,)
+    ).fetchall()
+
+
 def due_milestone(app: App, at: datetime, **columns: object) -> UUID:
     """A scenario that the second activity of a person is due for."""
     return app.scenario("milestone", {"counts": [2]}, evaluated_through=at - HOUR, **columns)
@@ -186,6 +193,27 @@ def test_an_unknown_person_gets_nothing(app: App) -> None:
 def test_somebody_of_another_chapter_is_as_unknown_as_nobody(app: App) -> None:
     scenario = app.scenario("milestone", {"counts": [1]}, chapter_id=app.chapter)
     assert enqueue(app, scenario, app.person(chapter=app.another_chapter())) == "unknown_recipient"
+
+
+@pytest.mark.parametrize(
+    ("scope", "elsewhere", "decision"),
+    [
+        ("chapter", None, ("skipped", "unknown_recipient")),
+        ("organisation", None, ("send", None)),
+        ("organisation", UUID(int=7), ("skipped", "unknown_recipient")),
+    ],
+)
+def test_who_moved_away_does_not_get_what_waited_for_them_there(
+    app: App, scope: str, elsewhere: UUID | None, decision: tuple[str, str | None]
+) -> None:
+    person = app.person()
+    scenario = app.scenario("milestone", {"counts": [1]}, chapter_id=app.chapter if scope == "chapter" else None)
+    assert enqueue(app, scenario, person) is None
+    app.db.execute(
+        "update app.peer_mentor set chapter_id = %s where user_id = %s", (app.another_chapter(elsewhere), person)
+    )
+    app.evaluate_touched(now())
+    assert claimed(app, now()) == [decision]
 
 
 def test_without_a_device_the_prompt_is_skipped_told_and_armed_when_one_is_registered(app: App) -> None:
@@ -350,6 +378,48 @@ def test_a_person_gets_no_more_than_the_cap_a_day_over_all_scenarios(app: App) -
     assert enqueue(app, scenarios[3], other) is None
 
 
+def test_what_a_night_put_off_to_one_moment_stays_within_the_cap(app: App) -> None:
+    night = now().replace(hour=23, minute=0) + DAY
+    morning = night + 9 * HOUR
+    app.db.execute("update herald.setting set daily_cap = 1")
+    person, other = app.people(2, time_zone="UTC")
+    for kind, params in (("milestone", {"counts": [1]}), ("follow_up", {"activity_type": "c", "after_days": 1})):
+        scenario = app.scenario(
+            kind, params, quiet_from=clock(22), quiet_until=clock(8), priority=int(kind == "follow_up")
+        )
+        assert enqueue(app, scenario, person, due_at=night) == "quiet_hours"
+    assert enqueue(app, scenario, other, due_at=night) == "quiet_hours"
+    rows = app.db.execute(
+        "select user_id, scenario_type, decision, gate from herald.claim('a test', 100, '1 minute', %s)", (morning,)
+    ).fetchall()
+    assert set(rows) == {
+        (person, "follow_up", "send", None),
+        (person, "milestone", "skipped", "daily_cap"),
+        (other, "follow_up", "send", None),
+    }
+
+
+@pytest.mark.parametrize("instead", ["opted out", "expired", "quiet"])
+def test_what_is_not_sent_takes_nobodys_place_under_the_cap(app: App, instead: str) -> None:
+    person = app.person(time_zone="UTC")
+    first = app.scenario("milestone", {"counts": [1]}, priority=1)
+    second = app.scenario("follow_up", {"activity_type": "c", "after_days": 1})
+    assert enqueue(app, first, person) is None
+    assert enqueue(app, second, person) is None
+    app.db.execute("update herald.setting set daily_cap = 1")
+    if instead == "opted out":
+        app.db.execute("insert into herald.opt_out (user_id, scenario_type) values (%s, 'milestone')", (person,))
+    elif instead == "expired":
+        app.db.execute("update herald.scenario set expires_after = '1 microsecond' where scenario_id = %s", (first,))
+    else:
+        app.db.execute(
+            "update herald.scenario set quiet_from = %(at)s::time - interval '1 hour', "
+            "quiet_until = %(at)s::time + interval '1 hour' where scenario_id = %(id)s",
+            {"at": now().time(), "id": first},
+        )
+    assert ("send", None) in claimed(app, now())
+
+
 def test_the_cap_counts_the_day_of_the_persons_own_clock(app: App) -> None:
     person = app.person(time_zone="Pacific/Kiritimati")
     for moment, pushes in [
@@ -402,6 +472,11 @@ def test_enqueueing_into_a_scenario_that_sends_nothing_says_so(app: App, mode: s
 def test_enqueueing_something_too_old_says_so(app: App) -> None:
     scenario = app.scenario("milestone", {"counts": [1]})
     app.db.execute("update herald.scenario set started_at = now() - interval '1 year'")
+    assert enqueue(app, scenario, app.person(), due_at=now() - 3 * DAY - MINUTE) == "expired"
+
+
+def test_enqueueing_something_too_old_says_so_however_young_the_scenario_is(app: App) -> None:
+    scenario = app.scenario("milestone", {"counts": [1]})
     assert enqueue(app, scenario, app.person(), due_at=now() - 3 * DAY - MINUTE) == "expired"
 
 

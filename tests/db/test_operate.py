@@ -181,6 +181,16 @@ def test_a_retry_says_why_a_prompt_cannot_be(organisation: Organisation) -> None
     assert ask(db, "select status from herald.prompt where prompt_id = %s", prompt) == [("failed",)]
 
 
+def test_a_prompt_that_expired_cannot_be_retried_because_its_scenario_starts_again(organisation: Organisation) -> None:
+    db = organisation.db
+    prompt, _, _ = failed_prompt(organisation)
+    db.execute("update herald.prompt set due_at = now() - interval '20 days', created_at = now() - interval '20 days'")
+    db.execute("update herald.scenario set mode = 'off'")
+    db.execute("update herald.scenario set mode = 'on'")
+    assert ask(db, "select expires_at < now() from herald.failed()") == [(True,)]
+    assert ask(db, "select decision from herald.retry(array[%s]::uuid[])", prompt) == [("expired",)]
+
+
 def test_a_retried_prompt_of_a_paused_scenario_waits(organisation: Organisation) -> None:
     db = organisation.db
     prompt, _, scenario = failed_prompt(organisation)

@@ -63,6 +63,11 @@ BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def claim(app: App) -> list[str]:
+    rows = app.db.execute("select decision from herald.claim('a test', 100, '1 minute', %s)", (now(),)).fetchall()
+    return [row[0] for row in rows]
+
+
 # What is refused, by an insert and by a preview alike.
 
 
@@ -168,6 +173,29 @@ def test_one_that_is_set_back_reaches_them_and_does_not_call_them_expired(app: A
     assert [(p.user_id, p.status, p.scenario_id) for p in app.prompts()] == [(person, "ready", scenario)]
 
 
+def test_one_that_is_set_back_an_hour_does_not_reach_those_who_were_due_months_ago(app: App) -> None:
+    old, late = app.people(2)
+    app.activity(old, now() - 120 * DAY)
+    app.activity(late, now() - 32 * DAY)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=now() - 100 * DAY)
+    app.db.execute("update herald.scenario set started_at = now() - interval '100 days', evaluated_through = now()")
+    app.db.execute("update herald.scenario set evaluated_through = now() - interval '1 hour'")
+    app.evaluate_touched(now())
+    app.evaluate(now())
+    assert [p.user_id for p in app.prompts()] == [late]
+
+
+def test_one_that_is_set_back_far_reaches_touched_people_that_far_back_and_no_further(app: App) -> None:
+    reached, beyond = app.people(2)
+    app.activity(reached, now() - 49 * DAY)
+    app.activity(beyond, now() - 51 * DAY)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=now() - 100 * DAY)
+    app.db.execute("update herald.scenario set started_at = now() - interval '100 days', evaluated_through = now()")
+    app.db.execute("update herald.scenario set evaluated_through = now() - interval '20 days'")
+    app.evaluate_touched(now())
+    assert [p.user_id for p in app.prompts()] == [reached]
+
+
 def test_one_that_is_enabled_again_starts_from_then(app: App) -> None:
     person = app.person()
     app.activity(person, now() - 30 * DAY - MINUTE)
@@ -177,6 +205,37 @@ def test_one_that_is_enabled_again_starts_from_then(app: App) -> None:
     app.evaluate(now() + SECOND)
     app.evaluate_touched(now() + SECOND)
     assert app.prompts() == []
+
+
+AGAIN = {
+    "enabled again": "update herald.scenario set mode = 'off'; update herald.scenario set mode = 'on'",
+    "set back": "update herald.scenario set evaluated_through = now() - interval '1 hour'",
+}
+
+
+@pytest.mark.parametrize("again", list(AGAIN))
+def test_a_prompt_that_expired_while_it_waited_does_not_come_alive_when_its_scenario_starts_again(
+    app: App, again: str
+) -> None:
+    app.activity(app.person(), now() - 50 * DAY)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=now() - 100 * DAY)
+    app.evaluate(now())
+    app.db.execute("update herald.scenario set started_at = now() - interval '100 days'")
+    app.db.execute("update herald.prompt set created_at = due_at")
+    app.db.execute(AGAIN[again])
+    assert claim(app) == ["expired"]
+
+
+@pytest.mark.parametrize(
+    "change", ["name = 'another'", "params = '{\"days\": 20}'", "mode = 'canary', canary_percent = 100"]
+)
+def test_what_a_set_back_reached_is_sent_though_the_scenario_is_changed_meanwhile(app: App, change: str) -> None:
+    app.activity(app.person(), now() - 40 * DAY)
+    app.scenario("inactivity", {"days": 30})
+    app.db.execute("update herald.scenario set evaluated_through = now() - interval '20 days'")
+    app.evaluate(now())
+    app.db.execute(f"update herald.scenario set {change}")
+    assert claim(app) == ["send"]
 
 
 @pytest.mark.parametrize(

@@ -336,13 +336,13 @@ def test_a_crash_whose_causes_form_a_ring_is_still_written(out: Lines) -> None:
 
 
 def test_what_libraries_log_is_heard_from_warning_on_without_their_words(configured: Lines) -> None:
-    library = logging.getLogger("google.auth")
+    library = logging.getLogger("urllib3.connection")
     library.info("hello %s", SECRET)
     library.warning("error connecting: %s", SECRET)
     library.error(SECRET, exc_info=raised(ConnectionError(SECRET)))
     lines = configured.parsed()
     assert [(line["event"], line["level"], line["logger"]) for line in lines] == [
-        ("library_warning", "warning", "google.auth")
+        ("library_warning", "warning", "urllib3.connection")
     ] * 2
     assert [line["library_level"] for line in lines] == ["warning", "error"]
     assert [line["exception"] for line in lines] == [None, "ConnectionError"]
