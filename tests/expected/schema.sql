@@ -10,6 +10,36 @@ CREATE TYPE herald.candidate AS (
 	due_at timestamp with time zone
 );
 
+CREATE TABLE herald.evaluation_run (
+    run_id bigint NOT NULL,
+    scenario_id uuid NOT NULL,
+    source text NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    evaluated tstzrange NOT NULL,
+    candidates integer NOT NULL,
+    prompts integer NOT NULL,
+    suppressed jsonb DEFAULT '{}'::jsonb NOT NULL,
+    error text,
+    duration interval NOT NULL,
+    CONSTRAINT evaluation_run_source CHECK ((source = ANY (ARRAY['schedule'::text, 'touched'::text])))
+);
+
+ALTER TABLE ONLY herald.evaluation_run FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.evaluation_run ALTER COLUMN run_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME herald.evaluation_run_run_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE FUNCTION herald.announce_runs() RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN pg_advisory_xact_lock_shared(1751479909, (((COALESCE(pg_sequence_last_value('herald.evaluation_run_run_id_seq'::regclass), (0)::bigint) << 32) >> 32))::integer);
+
 CREATE FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone DEFAULT now()) RETURNS TABLE(kind text, day date, user_id uuid, candidates integer, sent integer)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -221,7 +251,7 @@ CREATE FUNCTION herald.cron_jobs() RETURNS TABLE(jobname text, username text, ac
     AS $$...$$;
 
 CREATE FUNCTION herald.daemon_state(p_after_run bigint DEFAULT NULL::bigint, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(schema_version integer, prompts jsonb, oldest_ready_seconds double precision, paused boolean, held integer, last_evaluation_at timestamp with time zone, last_run bigint, runs jsonb, scenario_types text[], notify_queue_usage double precision, now timestamp with time zone)
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -341,6 +371,10 @@ CREATE FUNCTION herald.excess_rights(p_role name DEFAULT SESSION_USER) RETURNS T
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
+
+CREATE FUNCTION herald.expires_at(p_due_at timestamp with time zone, p_made_at timestamp with time zone, p_evaluated_from timestamp with time zone, p_started_at timestamp with time zone, p_expires_after interval) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (GREATEST(p_due_at, CASE WHEN ((p_due_at > p_evaluated_from) OR (p_made_at >= p_started_at)) THEN p_started_at ELSE NULL::timestamp with time zone END) + p_expires_after);
 
 CREATE FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(check_name text, passed boolean, detail text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -554,7 +588,7 @@ CREATE FUNCTION herald.prompt_counts() RETURNS TABLE(status text, prompts bigint
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
-CREATE FUNCTION herald.prompt_fate(p_scenario uuid, p_user uuid, p_zone text, OUT passed boolean, OUT detail text) RETURNS record
+CREATE FUNCTION herald.prompt_fate_by(p_scenario uuid, p_user uuid, p_now timestamp with time zone, p_zone text, OUT passed boolean, OUT detail text) RETURNS record
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
@@ -645,6 +679,11 @@ CREATE FUNCTION herald.run_by_chapter(p_scenario herald.scenario, p_window tstzr
 
 CREATE FUNCTION herald.run_retention() RETURNS interval
     LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.runs_through(p_after_run bigint) RETURNS bigint
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -866,31 +905,6 @@ CREATE VIEW herald.device_statistics WITH (security_barrier='true') AS
     min(last_seen_at) AS longest_unseen
    FROM herald.device_token d
   GROUP BY platform, kind, revoked_reason;
-
-CREATE TABLE herald.evaluation_run (
-    run_id bigint NOT NULL,
-    scenario_id uuid NOT NULL,
-    source text NOT NULL,
-    started_at timestamp with time zone NOT NULL,
-    evaluated tstzrange NOT NULL,
-    candidates integer NOT NULL,
-    prompts integer NOT NULL,
-    suppressed jsonb DEFAULT '{}'::jsonb NOT NULL,
-    error text,
-    duration interval NOT NULL,
-    CONSTRAINT evaluation_run_source CHECK ((source = ANY (ARRAY['schedule'::text, 'touched'::text])))
-);
-
-ALTER TABLE ONLY herald.evaluation_run FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE herald.evaluation_run ALTER COLUMN run_id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME herald.evaluation_run_run_id_seq
-    START WITH 1
-    INCREMENT BY 1
-    NO MINVALUE
-    NO MAXVALUE
-    CACHE 1
-);
 
 CREATE TABLE herald.message_text (
     text_key text NOT NULL,
@@ -1376,6 +1390,8 @@ GRANT ALL ON TYPE herald.candidate TO herald_reader;
 GRANT ALL ON TYPE herald.candidate TO authenticated;
 GRANT ALL ON TYPE herald.candidate TO service_role;
 
+REVOKE ALL ON FUNCTION herald.announce_runs() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) TO authenticated;
 GRANT ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) TO service_role;
@@ -1562,6 +1578,8 @@ REVOKE ALL ON FUNCTION herald.excess_rights(p_role name) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.excess_rights(p_role name) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.excess_rights(p_role name) TO herald_reader;
 
+REVOKE ALL ON FUNCTION herald.expires_at(p_due_at timestamp with time zone, p_made_at timestamp with time zone, p_evaluated_from timestamp with time zone, p_started_at timestamp with time zone, p_expires_after interval) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO authenticated;
 GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO service_role;
@@ -1670,7 +1688,7 @@ REVOKE ALL ON FUNCTION herald.prompt_counts() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.prompt_counts() TO herald_daemon;
 GRANT ALL ON FUNCTION herald.prompt_counts() TO herald_reader;
 
-REVOKE ALL ON FUNCTION herald.prompt_fate(p_scenario uuid, p_user uuid, p_zone text, OUT passed boolean, OUT detail text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION herald.prompt_fate_by(p_scenario uuid, p_user uuid, p_now timestamp with time zone, p_zone text, OUT passed boolean, OUT detail text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.prune_tokens(p_unseen interval, p_batch integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.prune_tokens(p_unseen interval, p_batch integer) TO herald_daemon;
@@ -1713,6 +1731,8 @@ REVOKE ALL ON FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange
 REVOKE ALL ON FUNCTION herald.run_by_chapter(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.run_retention() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.runs_through(p_after_run bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) FROM PUBLIC;
 
