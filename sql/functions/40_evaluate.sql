@@ -62,7 +62,8 @@ begin
         when p_users is null then d.not_before + random() * p_scenario.jitter
         else d.not_before
       end as not_before,
-      (p_now at time zone 'UTC')::date as evaluation_date
+      -- what expired has the key of the day on which it was due: that of today is left to what is sent today
+      (case d.decision when 'expired' then d.due_at else p_now end at time zone 'UTC')::date as evaluation_date
     from decided as d
     where d.decision in ('send', 'quiet_hours', 'no_device_token', 'expired') and p_scenario.mode <> 'shadow'
   ), withdrawn as (

@@ -162,6 +162,20 @@ def test_what_is_past_by_the_time_of_a_late_run_is_not_announced(app: App) -> No
     assert (run.candidates, run.prompts, run.suppressed) == (2, 1, {"no_longer_due": 1})
 
 
+def test_what_expired_takes_the_days_push_from_nobody(app: App) -> None:
+    morning = now().replace(hour=8)
+    person = app.person()
+    app.scenario(
+        "follow_up", {"activity_type": "contact", "after_days": 3}, cooldown="0", evaluated_through=morning - 6 * DAY
+    )
+    app.db.execute("update herald.scenario set started_at = now() - interval '30 days'")
+    app.activity(person, morning - 7 * DAY, "contact")
+    app.activity(person, morning - 3 * DAY + MINUTE, "contact")
+    assert only(app.evaluate(morning)).suppressed == {"expired": 1}
+    assert only(app.evaluate(morning + 2 * MINUTE)).prompts == 1
+    assert Counter(p.status for p in app.prompts()) == {"expired": 1, "ready": 1}
+
+
 def test_a_scenario_set_back_a_century_catches_up_in_one_run(app: App) -> None:
     app.activity(app.person(), now() - 400 * DAY)
     app.scenario("inactivity", {"days": 30}, evaluated_through=datetime(1926, 1, 1, tzinfo=UTC))
