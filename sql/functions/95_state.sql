@@ -134,7 +134,7 @@ begin
       ) as l
       where l.started_at > p_now - interval '1 day'
     ) else p_now end,
-    v_through,
+    (select max(r.run_id) from herald.evaluation_run as r where r.run_id <= v_through),
     (
       select coalesce(jsonb_agg(jsonb_build_object(
         'scenario_type', s.scenario_type, 'seconds', extract(epoch from r.duration), 'suppressed', r.suppressed, 'failed', r.error is not null

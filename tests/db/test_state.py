@@ -58,10 +58,11 @@ def test_each_run_is_told_once_in_whatever_order_they_commit(app: App, database:
     db.execute("update herald.scenario_type set evaluator = 'herald.gone' where scenario_type = 'inactivity'")
     scheduled = "select * from herald.evaluate(p_scenario => (select scenario_id from herald.scenario where name = %s))"
     touched = "select * from herald.evaluate_touched()"
-    early = database.connect()
-    early.autocommit = False
+    app.evaluate(now())
     seen, told = runs(db, None)
     assert told == []
+    early = database.connect()
+    early.autocommit = False
 
     if first == "schedule":
         early.execute(scheduled, ("inactivity",))
