@@ -228,6 +228,7 @@ class Scheduler:
 
     def _measure_here(self) -> None:
         """What this process knows without the database."""
+        self._report("spool_failing", self._spool.failing)
         self._metrics.oauth_expiry_timestamp_seconds.set(self._oauth.expiry_timestamp)
         for breaker, is_open in self._pacing.breakers(time.monotonic()).items():
             if is_open != bool(self._metrics.breaker_open.value(breaker)):

@@ -308,11 +308,7 @@ class Worker:
 
     def _may_claim(self) -> bool:
         """Whether what is accepted could be kept: a spool that fails, or too much that is owed, stops the claiming."""
-        if self._spool.failing:
-            self._health.set_unready("spool_failing")
-            return False
-        self._health.clear("spool_failing")
-        return self._recorder.owed <= self._config.max_in_flight
+        return not self._spool.failing and self._recorder.owed <= self._config.max_in_flight
 
     def _has_work(self, waiting: Waiting) -> bool:
         return waiting.touched or (waiting.ready and self._may_claim() and self._pacing.ready_in(time.monotonic()) <= 0)

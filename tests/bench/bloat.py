@@ -28,16 +28,17 @@ def prepare(db: psycopg.Connection, people: int) -> UUID:
     """So many people, and one scenario that lets them all through."""
     row = db.execute(
         "insert into herald.scenario (scenario_type, organisation_id, name, params) "
-        "values ('milestone', gen_random_uuid(), 'all', '{\"counts\": [1]}') returning scenario_id"
+        "values ('milestone', %s, 'all', '{\"counts\": [1]}') returning scenario_id",
+        (ground.ORGANISATION,),
     ).fetchone()
     assert row is not None
     db.execute("create table public.person (user_id uuid primary key default gen_random_uuid(), n int unique)")
     db.execute("insert into public.person (n) select generate_series(1, %s)", (people,))
     db.execute("analyze public.person")
     db.execute(
-        "create or replace view herald.source_recipient as select user_id, null::uuid as organisation_id, "
-        "null::uuid as chapter_id, 'en'::text as locale, 'UTC'::text as time_zone, true as is_active, "
-        "now() as registered_at from public.person"
+        f"create or replace view herald.source_recipient as select user_id, '{ground.ORGANISATION}'::uuid "
+        "as organisation_id, null::uuid as chapter_id, 'en'::text as locale, 'UTC'::text as time_zone, "
+        "true as is_active, now() as registered_at from public.person"
     )
     db.execute("grant select on public.person to herald_owner")
     scenario_id: UUID = row[0]

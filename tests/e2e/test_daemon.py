@@ -250,12 +250,11 @@ def test_the_metrics_tell_how_late_how_slow_and_what_was_held_back(
     assert daemon.metric('pgherald_evaluation_seconds_count{scenario_type="milestone"}') >= 1
     assert daemon.metric('pgherald_evaluation_seconds_sum{scenario_type="milestone"}') > 0
 
-    assert daemon.metric('pgherald_breaker_open{breaker="permission"}') == 0
-    emulator.set_faults({"do": "status", "status": 403})
+    assert daemon.metric('pgherald_breaker_open{breaker="quota"}') == 0
+    emulator.set_faults({"do": "status", "code": "QUOTA_EXCEEDED", "retry_after": 3600})
     organisation.enqueue(scenario_id, organisation.mentor("phone-3"))
-    daemon.wait_for_metric('pgherald_breaker_open{breaker="permission"}', 1)
+    daemon.wait_for_metric('pgherald_breaker_open{breaker="quota"}', 1)
 
-    db.execute("update herald.setting set paused_at = now()")
     organisation.enqueue(scenario_id, organisation.mentor("phone-4"), "waits")
     db.execute("update herald.prompt set not_before = now() - interval '2 hours' where activity_ref = 'waits'")
     daemon.wait_for_metric("pgherald_oldest_ready_seconds", lambda seconds: 7200 <= seconds < 10_800)
