@@ -71,7 +71,7 @@ _CHANGES: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
     ),
     "locks are not waited for": (("evaluate_touched", "SET lock_timeout TO '5s'", "SET lock_timeout TO '1ms'"),),
     "nothing expires": (
-        ("claim_rows", "s.expires_after <= p_now then 'expired'", "s.expires_after <= '-infinity' then 'expired'"),
+        ("claim_rows", "s.expires_after) <= p_now then 'expired'", "s.expires_after) <= '-infinity' then 'expired'"),
     ),
     "what was sent is armed again": (
         (

@@ -165,7 +165,8 @@ def test_a_full_disk_under_the_spool_stops_the_claiming_and_loses_nothing(
 ) -> None:
     with small_disk(open_directory, 8) as disk, make_world() as world:
         world.scenario()
-        daemon = world.daemon(state_dir=disk / "state", variant=variant)
+        slots = "10" if variant is None else "25"  # as many again may wait for their record: all forty, if it goes on
+        daemon = world.daemon(state_dir=disk / "state", variant=variant, max_in_flight=slots)
         fcm.set_faults({"do": "latency", "seconds": 0.05})
         world.act(world.people(5))
         world.rest()
