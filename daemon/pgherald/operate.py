@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from pgherald import schema
+from pgherald import access
 from pgherald.errors import ConfigError, HeraldError, UsageError
 from pgherald.model import Device, DeviceId, Platform, Token, TokenKind
 
@@ -239,7 +239,7 @@ class Operations:
     @contextmanager
     def open(cls, conninfo: str) -> Iterator[Operations]:
         """Connect; ConfigError where there is no connection."""
-        with schema.connect(conninfo) as connection:
+        with access.connect(conninfo) as connection:
             connection.autocommit = True
             connection.prepare_threshold = None
             yield cls(connection)

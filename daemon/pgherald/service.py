@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from pgherald import exporter, schema
+from pgherald import access, exporter, schema
 from pgherald.config import (
     FCM_CREDENTIALS,
     FCM_PROJECT,
@@ -143,8 +143,8 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
     await _check_schema(settings.database_url, notifier, managed=bool(environ.get("NOTIFY_SOCKET")))
     if settings.listen_url != settings.database_url:
         try:
-            await anyio.to_thread.run_sync(schema.check_listening, settings.listen_url, settings.database_url)
-        except schema.NotNow:
+            await anyio.to_thread.run_sync(access.check_listening, settings.listen_url, settings.database_url)
+        except access.NotNow:
             log.error("listener_unreachable", setting=LISTEN_URL.name)  # until it is back, polling finds the work
     config = DispatchConfig(
         owner=f"{socket.gethostname()}:{os.getpid()}",
@@ -256,7 +256,7 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
         try:
             version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo)
             break
-        except schema.NotNow:
+        except access.NotNow:
             if not managed and anyio.current_time() > deadline:
                 raise
             if not waits:
@@ -267,7 +267,7 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
             await anyio.sleep(0.5)
     if version > schema.shipped_version():
         log.warning("schema_newer", version=str(version))
-    for right in sorted(await anyio.to_thread.run_sync(schema.excess_rights, conninfo)):
+    for right in sorted(await anyio.to_thread.run_sync(access.excess_rights, conninfo)):
         log.warning("more_rights_than_needed", reason=right)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg import sql
 
-from pgherald import schema
+from pgherald import access, schema
 from pgherald.config import DATABASE_URL, LISTEN_URL
 from pgherald.doctor import flow
 from pgherald.doctor.finding import Part, ok, problem, unseen, warning
@@ -290,9 +290,9 @@ def _functions(connection: psycopg.Connection) -> Iterator[Finding]:
 
 def _login(connection: psycopg.Connection, server: _Server) -> Iterator[Finding]:
     part = Part.SCHEMA
-    able = schema.may_claim(connection)
+    able = access.may_claim(connection)
     if not able:
-        yield problem(part, "login_rights", *schema.no_right(server.login))
+        yield problem(part, "login_rights", *access.no_right(server.login))
     try:
         found = ask(connection, "select e.problem, e.remedy from herald.excess_rights() as e")
     except psycopg.Error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from pgherald import schema
+from pgherald import access
 
 if TYPE_CHECKING:
     import psycopg
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def connect(conninfo: str) -> psycopg.Connection:
     """A connection. Raises ConfigError with the reason."""
-    connection = schema.connect(conninfo)
+    connection = access.connect(conninfo)
     connection.autocommit = True
     connection.prepare_threshold = None
     return connection

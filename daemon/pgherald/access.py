@@ -1,0 +1,138 @@
+"""The way into the database: one connection for a command or a check, why there is none, and what the login may do.
+
+The reasons are told without a password, a DSN or anything else that libpq quotes. Connections that last are made by
+`sessions` and by the pool of `store`. Used by `schema`, `operate`, the doctor, and by `run` before it starts.
+"""
+
+from __future__ import annotations
+
+import re
+
+import psycopg
+
+from pgherald.errors import ConfigError
+
+#: What may be otherwise in a moment, without anybody changing a setting.
+_NOT_NOW = (
+    "starting up|shutting down|recovery mode|too many|remaining connection|connection refused|no such file or "
+    "directory|timeout|timed out|unreachable|no route to host|temporary failure in name resolution|closed the "
+    "connection|terminating connection|connection reset"
+)
+
+#: What libpq's text says, without what it quotes.
+_REASONS = (
+    (r"password authentication failed|no password supplied", "the password is wrong or missing"),
+    (r'database ".*" does not exist', "there is no such database"),
+    (r'role ".*" does not exist', "there is no such role"),
+    (
+        r"is not permitted to log in",
+        "this role may not log in; make one that may: create role pgherald login in role herald_daemon",
+    ),
+    (
+        r"permission denied for database",
+        "this role may not connect to this database; as its owner: grant connect on database ... to ...",
+    ),
+    (r"not currently accepting connections", "this database is closed to connections (allow_connections)"),
+    (r"definition of service .* not found|service file .* not found", "there is no such service in pg_service.conf"),
+    (r"received invalid response|invalid response to SSL", "what listens there is not Postgres"),
+    (r"no pg_hba.conf entry", "the server's pg_hba.conf does not let this client in"),
+    (r"connection refused|no such file or directory", "nothing listens there; is the server running?"),
+    (r"could not translate host name|name or service not known", "the host name is unknown"),
+    (r"timeout|timed out", "no answer in time; a firewall, or a wrong host?"),
+    (r"too many (connections|clients)|remaining connection slots", "the server has no connection left"),
+    (r"ssl|certificate", "TLS failed; check sslmode and the certificates"),
+    (r"starting up|shutting down|recovery mode", "the server is starting or stopping"),
+)
+
+
+class NotNow(ConfigError):
+    """The server is starting, stopping, or has no connection left: the same call may succeed in a moment."""
+
+
+def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL") -> psycopg.Connection:
+    """A connection for a command; ConfigError, with the setting and without the DSN, when there is none to be had."""
+    try:
+        return psycopg.connect(conninfo, application_name="pgherald", connect_timeout=10)
+    except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
+        kind = NotNow if re.search(_NOT_NOW, str(error), re.IGNORECASE) else ConfigError
+        raise kind(_unreachable(conninfo, error, setting)) from None
+
+
+def _unreachable(conninfo: str, error: BaseException, setting: str = "PGHERALD_DATABASE_URL") -> str:
+    """Why there is no connection, without a password or a DSN in it: host, port, database, the server's own reason."""
+    try:
+        place = _place(conninfo)
+    except psycopg.ProgrammingError:
+        return f"{setting}: not a connection string; for example postgresql://pgherald@db.example.org:5432/app"
+    reason = next(
+        (hint for pattern, hint in _REASONS if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL)),
+        "look into the server's log",
+    )
+    return f"{setting}: no connection to Postgres ({place}): {reason}"
+
+
+def _place(conninfo: str) -> str:
+    """Host, port and database as libpq takes them: what the string says, else its service, else PG*."""
+    given = psycopg.conninfo.conninfo_to_dict(conninfo)
+    service = given.get("service")
+    defaults = {} if service else {each.keyword.decode(): each.val for each in psycopg.pq.Conninfo.get_defaults()}
+
+    def taken(*keywords: str, otherwise: str) -> str:
+        for source in (given, defaults):
+            for keyword in keywords:
+                if value := source.get(keyword):
+                    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+                    # what belongs into another setting, with a password perhaps
+                    return "(a connection string)" if "://" in text or "=" in text else text
+        return f"of service {service}" if service else otherwise
+
+    host = taken("host", "hostaddr", otherwise="local socket")
+    return (
+        f"host {host}, port {taken('port', otherwise='5432')}, database {taken('dbname', otherwise='of the user name')}"
+    )
+
+
+def check_listening(listen_url: str, database_url: str) -> None:
+    """Refuse a connection of the listener's own that cannot work; NotNow where it may in a moment."""
+    named = []
+    for conninfo, setting in ((listen_url, "PGHERALD_LISTEN_URL"), (database_url, "PGHERALD_DATABASE_URL")):
+        try:
+            with connect(conninfo, setting) as connection:
+                row = connection.execute("select pg_catalog.current_database()").fetchone()
+        except psycopg.Error as error:
+            raise NotNow(f"{setting}: the database would not say its name: {type(error).__name__}") from None
+        named.append(row[0] if row else None)
+    if named[0] != named[1]:
+        raise ConfigError(
+            f"PGHERALD_LISTEN_URL: leads to database {named[0]}, and not to {named[1]} as PGHERALD_DATABASE_URL does: "
+            "a NOTIFY stays in its database; name the same one in both"
+        )
+
+
+def may_claim(connection: psycopg.Connection) -> bool:
+    """Whether this login may call herald.claim, so that rights granted function by function will do."""
+    row = connection.execute(
+        """select bool_or(pg_catalog.has_function_privilege(p.oid, 'EXECUTE')) from pg_catalog.pg_proc as p
+        where p.pronamespace = 'herald'::pg_catalog.regnamespace and p.proname = 'claim'"""
+    ).fetchone()
+    return row != (False,)
+
+
+def no_right(user: str) -> tuple[str, str]:
+    """What is wrong with a login that may not use pgherald, and the statement that gives it the right."""
+    return (
+        f'the role "{user}" may not use pgherald; as the role that ran `pgherald migrate`',
+        f'grant herald_daemon to "{user}"',
+    )
+
+
+def excess_rights(conninfo: str) -> tuple[str, ...]:
+    """What this login may do beyond calling the daemon's functions: superuser, bypassrls, member, tables and the like.
+
+    Empty is how it should be; also where the database does not say.
+    """
+    with connect(conninfo) as connection:
+        try:
+            return tuple(kind for (kind,) in connection.execute("select distinct kind from herald.excess_rights()"))
+        except psycopg.Error:
+            return ()
