@@ -11,8 +11,8 @@ from uuid import UUID
 
 import pytest
 
-from tests.db.test_security_matrix import QUESTIONS, answers
 from tests.support import two_chapters as world
+from tests.support.questions import QUESTIONS, answers
 from tests.support.two_chapters import (
     A1,
     A2,

@@ -16,6 +16,7 @@ from pgherald import schema
 from tests.support import two_chapters as world
 from tests.support.postgres import DAEMON_LOGIN, MIGRATOR
 from tests.support.readme import blocks
+from tests.support.two_chapters import healthy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -300,13 +301,6 @@ def populated(server: Server) -> Iterator[psycopg.Connection]:
         yield healthy(database)
 
 
-def healthy(database: Database) -> psycopg.Connection:
-    db = database.connect()
-    world.populate(db)
-    db.execute("select * from herald.evaluate()")
-    return db
-
-
 @pytest.mark.parametrize("role", ["postgres", MIGRATOR, DAEMON_LOGIN, "herald_reader"])
 def test_a_healthy_database_has_nothing_to_say_to_any_operator(database: Database, role: str) -> None:
     healthy(database)
@@ -485,28 +479,3 @@ def test_no_check_tells_a_name_a_token_or_a_text_of_an_error(database: Database)
     assert "Mars/Phobos" in told
     for secret in ("secret", world.TOKEN_A1, str(world.A1), str(world.B1)):
         assert secret not in told
-
-
-def test_statistics_count_what_is_there_and_name_nobody(database: Database) -> None:
-    db = healthy(database)
-    db.execute(
-        "insert into herald.evaluation_run "
-        "(scenario_id, source, started_at, evaluated, candidates, prompts, error, duration) "
-        "values (%s, 'touched', now(), '(2026-06-01,2026-06-02]', 0, 0, '22P02: secret', '1 s')",
-        (world.SCENARIO_A,),
-    )
-    reader = database.connect("herald_reader")
-    told = ""
-    for view in ("scenario_statistics", "outbox_statistics", "delivery_statistics", "device_statistics"):
-        rows = reader.execute(f"select to_jsonb(v)::text from herald.{view} as v order by 1").fetchall()
-        assert rows, view
-        told += "".join(text for (text,) in rows)
-    assert '"last_error_code": "22P02"' in told
-    for secret in ("secret", world.TOKEN_A1, str(world.A1), str(world.B1)):
-        assert secret not in told
-    row = reader.execute(
-        "select runs, failed_runs, mode from herald.scenario_statistics where scenario_id = %s", (world.SCENARIO_A,)
-    ).fetchone()
-    assert row == (2, 1, "on")
-    assert reader.execute("select sum(devices), sum(people) from herald.device_statistics").fetchone() == (5, 5)
-    assert reader.execute("select sum(prompts) from herald.outbox_statistics where status = 'sent'").fetchone() == (2,)

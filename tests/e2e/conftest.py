@@ -11,6 +11,7 @@ from tests.support.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pgherald.emulator.client import EmulatorProcess
     from tests.support.postgres import Database
@@ -34,3 +35,19 @@ def emulator(running_emulator: EmulatorProcess) -> EmulatorProcess:
 def pgherald(database: Database) -> Command:
     """The commands of the daemon's role, without FCM."""
     return Command({"PGHERALD_DATABASE_URL": database.daemon_dsn})
+
+
+@pytest.fixture
+def settings(emulator: EmulatorProcess, database: Database, tmp_path: Path) -> dict[str, str]:
+    """Those of a daemon of `database` that sends through `emulator`."""
+    return {
+        "PGHERALD_DATABASE_URL": database.daemon_dsn,
+        "PGHERALD_STATE_DIR": str(tmp_path / "state"),
+        **emulator.environment,
+    }
+
+
+@pytest.fixture
+def doctor(settings: dict[str, str]) -> Command:
+    """The commands with the whole chain: a database, a state directory, an FCM."""
+    return Command(settings)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
+    from tests.support.postgres import Database
+
 #: The moment at which everything is asked, by parameter.
 NOW: Final = "2026-06-15 12:00:00+00"
 
@@ -46,6 +48,37 @@ NOTIFICATION_B1: Final = UUID("00000000-0000-4000-8000-0000000b1e00")
 
 TOKEN_A1: Final = "token-of-a1"
 TOKEN_B1: Final = "token-of-b1"
+
+PLACES: Final = {
+    "own chapter": (ORGANISATION, CHAPTER_A),
+    "own chapter without people": (ORGANISATION, CHAPTER_EMPTY),
+    "other chapter": (ORGANISATION, CHAPTER_B),
+    "whole organisation": (ORGANISATION, None),
+    "own chapter, other organisation": (OTHER_ORGANISATION, CHAPTER_A),
+    "other organisation": (OTHER_ORGANISATION, CHAPTER_C),
+    "unknown chapter": (ORGANISATION, NOBODY),
+}
+
+#: What a coordinator may set on a scenario, with a value to insert.
+COLUMNS: Final = {
+    "scenario_type": "'milestone'",
+    "name": "'another'",
+    "params": """'{"counts": [1]}'""",
+    "title_key": "'t'",
+    "body_key": "'b'",
+    "presentation": "'data'",
+    "devices": "'all'",
+    "cooldown": "'1 day'",
+    "quiet_from": "'21:00'",
+    "quiet_until": "'08:00'",
+    "mode": "'canary'",
+    "canary_percent": "10",
+    "priority": "1",
+    "jitter": "'1 minute'",
+    "expires_after": "'1 day'",
+    "on_unknown": "'resend'",
+    "max_prompts_per_run": "5",
+}
 
 _PEOPLE: Final = ((A1, CHAPTER_A), (A2, CHAPTER_A), (B1, CHAPTER_B), (B2, CHAPTER_B), (C1, CHAPTER_C))
 
@@ -119,6 +152,14 @@ def populate(db: psycopg.Connection) -> None:
     db.execute("delete from herald.touched_user")
 
 
+def healthy(database: Database) -> psycopg.Connection:
+    """A superuser's connection to a database where all is well: populated, and evaluated just now."""
+    db = database.connect()
+    populate(db)
+    db.execute("select * from herald.evaluate()")
+    return db
+
+
 def add_person(db: psycopg.Connection, person: UUID, chapter: UUID) -> None:
     """A person, active, quiet for long, with a device."""
     db.execute(
@@ -148,6 +189,20 @@ def _scenario(db: psycopg.Connection, scenario: UUID, organisation: UUID, chapte
     db.execute(
         "update herald.scenario set started_at = '2026-01-01', created_at = '2026-01-01' where scenario_id = %s",
         (scenario,),
+    )
+
+
+def insert(organisation: UUID, chapter: UUID | None, **more: str) -> str:
+    """A statement that makes a scenario; `more`: other columns or other values."""
+    values = {
+        "organisation_id": f"'{organisation}'",
+        "chapter_id": "null" if chapter is None else f"'{chapter}'",
+        **COLUMNS,
+        **more,
+    }
+    return (
+        f"insert into herald.scenario ({', '.join(values)}) values ({', '.join(values.values())}) "
+        "returning name, organisation_id, chapter_id"
     )
 
 
