@@ -91,7 +91,7 @@ class Scheduler:
         self._config = config
         self._mode = mode
         self._cron: bool | None = None
-        self._last_run: int | None = None
+        self._seen: str | None = None
         self._schema_version: int | None = None
         self._own_run: datetime | None = None  # the last scheduled run of this daemon
         self._cron_ran = time.monotonic()  # somebody else's, as far as is known; at first it is trusted
@@ -185,12 +185,12 @@ class Scheduler:
             log.info("maintained")
 
     async def _take_measure(self) -> None:
-        state = await self._store.state(self._last_run)
+        state = await self._store.state(self._seen)
         for name in state.scenario_types:
             self._metrics.know_scenario_type(name)
         for run in state.runs:
             self._count_run(run)
-        self._last_run = state.last_run or 0
+        self._seen = state.seen
         if self._schema_version not in (None, state.schema_version):
             log.warning("schema_changed", version=str(state.schema_version))
             self._bell.ring(Wakeup.POLL)  # the worker's next claim finds out whether it may

@@ -140,7 +140,7 @@ class State:
     paused: bool
     held: int
     last_evaluation_at: datetime | None
-    last_run: int | None
+    seen: str
     runs: Sequence[Mapping[str, Any]]
     scenario_types: Sequence[str]
     notify_queue_usage: float
@@ -323,13 +323,13 @@ class Store:
         assert row is not None
         return Waiting(*row)
 
-    async def state(self, after_run: int | None) -> State:
-        """One row of measurements; evaluation runs after `after_run` (None: no runs, but the number of the last)."""
+    async def state(self, seen: str | None) -> State:
+        """One row of measurements; `runs`: those that the state which gave `seen` did not see (None: no runs)."""
         async with self._pool.connection() as connection:
             cursor = await connection.execute(
-                "select schema_version, prompts, oldest_ready_seconds, paused, held, last_evaluation_at, last_run, "
+                "select schema_version, prompts, oldest_ready_seconds, paused, held, last_evaluation_at, seen, "
                 "runs, scenario_types, notify_queue_usage, now from herald.daemon_state(%s)",
-                (after_run,),
+                (seen,),
             )
             row = await cursor.fetchone()
         assert row is not None

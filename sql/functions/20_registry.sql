@@ -300,6 +300,8 @@ returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_expired timestamptz;
 begin
   if tg_op = 'INSERT' then
     new := herald.checked_scenario(new);
@@ -319,11 +321,7 @@ begin
   then
     new := herald.checked_scenario(new);
   end if;
-  if new.evaluated_through < old.evaluated_through then
-    -- not to where it once began: what had expired before stays so, unless the new start lies further back
-    new.evaluated_from := least(new.evaluated_through, greatest(old.evaluated_from, now() - new.expires_after));
-    new.started_at := now();
-  elsif old.mode = 'off' and new.mode <> 'off' then
+  if old.mode = 'off' and new.mode <> 'off' then
     if new.evaluated_through = old.evaluated_through then
       new.evaluated_through := now();
     end if;
@@ -331,6 +329,15 @@ begin
     new.started_at := now();
     delete from herald.catch_up as c
     where c.scenario_id = new.scenario_id;
+  elsif new.evaluated_through < old.evaluated_through then
+    -- not to where it once began: what had expired before stays so, unless the new start lies further back
+    new.evaluated_from := least(new.evaluated_through, greatest(old.evaluated_from, now() - new.expires_after));
+    new.started_at := now();
+    -- nor in a chapter that has been behind for longer
+    v_expired := least(new.evaluated_from, now() - new.expires_after);
+    update herald.catch_up as c
+    set evaluated_through = greatest(c.evaluated_through, v_expired), catch_up_from = greatest(c.catch_up_from, v_expired)
+    where c.scenario_id = new.scenario_id and least(c.evaluated_through, c.catch_up_from) < v_expired;
   elsif (new.scenario_type, new.organisation_id, new.chapter_id, new.params, new.mode, new.canary_percent)
     is distinct from (old.scenario_type, old.organisation_id, old.chapter_id, old.params, old.mode, old.canary_percent)
   then

@@ -298,17 +298,6 @@ comment on function herald.evaluate_chapters is
   'The scheduled run of a scenario from p_from for these chapters; null: all that are not behind. The error is that of a chapter that could not be evaluated even by itself.';
 revoke all on function herald.evaluate_chapters from public;
 
--- Held to the end of a transaction that writes herald.evaluation_run: its run_ids lie above this key (its lower 32 bits).
--- Ids are given out before they are committed, so a reader needs to know which may still come; see herald.runs_through().
-create or replace function herald.announce_runs()
-returns void
-language sql
-set search_path = pg_catalog, pg_temp
-return pg_advisory_xact_lock_shared(1751479909,
-  ((coalesce(pg_sequence_last_value('herald.evaluation_run_run_id_seq'), 0) << 32) >> 32)::integer);
-comment on function herald.announce_runs is 'To be called before a transaction writes evaluation runs: holds back who counts them until it ends.';
-revoke all on function herald.announce_runs from public;
-
 -- The scheduled run. A scenario that another run is just evaluating is left to it. Chapters that are behind are evaluated
 -- from where they are; evaluated_through moves on whatever came of it, for those who read it may not learn that from it.
 -- The time-out: a transaction that holds a prompt open (an application's herald.enqueue) delays one
@@ -338,7 +327,6 @@ begin
     raise exception 'no scenario %', p_scenario
       using errcode = 'no_data_found', hint = 'select scenario_id, name from herald.scenario';
   end if;
-  perform herald.announce_runs();
   for v_id in
     select s.scenario_id
     from herald.scenario as s
@@ -463,7 +451,6 @@ begin
   if v_users is null then
     return;
   end if;
-  perform herald.announce_runs();
   -- Not the start of this transaction: whoever committed since then is among the taken, and due only now.
   v_now := coalesce(p_now, clock_timestamp());
   for v_scenario in

@@ -68,6 +68,7 @@ declare
   v_person record;
   v_zone text;
   v_scenario herald.scenario;
+  v_candidates herald.candidate[];
   v_candidate herald.candidate;
   v_why text;
   v_decision text;
@@ -144,13 +145,16 @@ begin
         case when v_scenario.paused_at is not null then ', paused since ' || herald.moment_text(v_scenario.paused_at, v_zone) else '' end,
         case when v_behind.held_at is not null then ', held since ' || herald.moment_text(v_behind.held_at, v_zone) else '' end);
 
-    -- due: the latest moment within a year, and whether it may still be sent
+    -- due within a year: what a run would send, else the latest; and whether it may still be sent
     v_candidate := null;
     begin
       v_why := herald.why(v_scenario, p_user, p_now);
+      v_candidates := herald.candidates(v_scenario, tstzrange(p_now - interval '366 days', p_now, '(]'), array[p_user]);
       select c.* into v_candidate
-      from unnest(herald.candidates(v_scenario, tstzrange(p_now - interval '366 days', p_now, '(]'), array[p_user])) as c
-      order by c.due_at desc, length(c.activity_ref) desc, c.activity_ref desc
+      from unnest(v_candidates) as c
+      left join herald.gate(v_scenario, v_candidates, p_now) as g on g.activity_ref = c.activity_ref and g.due_at = c.due_at
+      order by coalesce(g.decision in ('send', 'quiet_hours', 'shadow') and c.due_at > v_scenario.evaluated_from, false) desc,
+        c.due_at desc, length(c.activity_ref) desc, c.activity_ref desc
       limit 1;
     exception when others then
       return query select 'due', false, format('the evaluator of %s fails with %s', p_scenario_type, sqlstate);

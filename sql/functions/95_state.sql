@@ -75,46 +75,18 @@ comment on function herald.ready_times is
   'Since when the oldest claimable prompt waits (null: none), and when the next one becomes claimable (null: none).';
 revoke all on function herald.ready_times from public;
 
--- Up to which run_id each run is committed, or never will be: ids are given out before that, and not committed in their
--- order. Not back behind p_after_run, but in a database that was restored. First it is asked who writes runs (see
--- herald.announce_runs), and the caller reads them by a later statement: whoever has ended by then is seen.
-create or replace function herald.runs_through(p_after_run bigint)
-returns bigint
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_last constant bigint := coalesce(pg_sequence_last_value('herald.evaluation_run_run_id_seq'), 0);
-  v_open bigint;
-begin
-  -- how far the keys lie back, by their lower 32 bits; one that lies ahead is of somebody who began just now
-  select max((v_last - l.objid::bigint) << 32 >> 32) into v_open
-  from pg_locks as l
-  where l.locktype = 'advisory' and l.database = (select b.oid from pg_database as b where b.datname = current_database())
-    and l.classid = 1751479909 and l.objsubid = 2;
-  return greatest(v_last - greatest(v_open, 0), least(p_after_run, v_last));
-end
-$$;
-comment on function herald.runs_through is
-  'The last run_id that lies below all those that transactions still open may write; p_after_run: what it said before.';
-revoke all on function herald.runs_through from public;
-
--- One row of everything the daemon measures or decides by between its claims. Runs are told once each: none before those
--- with a lower id have ended. Volatile, for they are read after herald.runs_through() has looked.
-create or replace function herald.daemon_state(p_after_run bigint default null, p_now timestamptz default now())
+-- One row of everything the daemon measures or decides by between its claims. p_seen: what was seen the last time, a
+-- snapshot. Runs that were not seen then are told now: each once, however long its transaction took. Between two bounds, for
+-- the index; above the upper one lie those that a dump brought from another server.
+create or replace function herald.daemon_state(p_seen pg_snapshot default null, p_now timestamptz default now())
 returns table (
   schema_version integer, prompts jsonb, oldest_ready_seconds double precision,
-  paused boolean, held integer, last_evaluation_at timestamptz, last_run bigint, runs jsonb, scenario_types text[],
+  paused boolean, held integer, last_evaluation_at timestamptz, seen text, runs jsonb, scenario_types text[],
   notify_queue_usage double precision, now timestamptz
 )
-language plpgsql security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
-declare
-  v_through constant bigint := herald.runs_through(p_after_run);
-begin
-  return query
   select
     (select max(m.version) from herald.migration as m),
     (select jsonb_object_agg(c.status, c.prompts) from herald.prompt_counts() as c),
@@ -134,23 +106,23 @@ begin
       ) as l
       where l.started_at > p_now - interval '1 day'
     ) else p_now end,
-    (select max(r.run_id) from herald.evaluation_run as r where r.run_id <= v_through),
+    pg_current_snapshot()::text,
     (
       select coalesce(jsonb_agg(jsonb_build_object(
         'scenario_type', s.scenario_type, 'seconds', extract(epoch from r.duration), 'suppressed', r.suppressed, 'failed', r.error is not null
       )), '[]')
       from herald.evaluation_run as r
       join herald.scenario as s on s.scenario_id = r.scenario_id
-      where r.run_id > p_after_run and r.run_id <= v_through
+      where r.written_in >= pg_snapshot_xmin(p_seen) and r.written_in < pg_snapshot_xmax(pg_current_snapshot())
+        and not pg_visible_in_snapshot(r.written_in, p_seen)
     ),
     (select array_agg(t.scenario_type order by t.scenario_type) from herald.scenario_type as t),
     pg_notification_queue_usage(),
     p_now
   from herald.ready_times(p_now) as w;
-end
 $$;
 comment on function herald.daemon_state is
-  'One row for the daemon''s metrics and decisions; last_evaluation_at: the last scheduled run, and p_now where no scenario is to run; runs: the evaluation runs after p_after_run (null: none) up to last_run, the next p_after_run.';
+  'One row for the daemon''s metrics and decisions; last_evaluation_at: the last scheduled run, and p_now where no scenario is to run; runs: the evaluation runs that were not there when p_seen was (null: none); seen: the next p_seen.';
 revoke all on function herald.daemon_state from public;
 grant execute on function herald.daemon_state to herald_daemon, herald_reader;
 

@@ -158,13 +158,17 @@ create table herald.evaluation_run (
   prompts integer not null,
   suppressed jsonb not null default '{}',
   error text,
-  duration interval not null
+  duration interval not null,
+  written_in xid8 not null default pg_current_xact_id()
 );
 comment on table herald.evaluation_run is
   'One row per scenario and run: all scheduled ones, and those for touched users that found somebody or failed.';
 comment on column herald.evaluation_run.suppressed is 'Candidates by gate. Those of quiet_hours have a prompt all the same, deferred.';
+comment on column herald.evaluation_run.written_in is
+  'The transaction that wrote it. Runs are not committed in the order of run_id: who counts them tells by this which are new.';
 create index evaluation_run_scenario on herald.evaluation_run (scenario_id, started_at);
 create index evaluation_run_started on herald.evaluation_run using brin (started_at);
+create index evaluation_run_written on herald.evaluation_run (written_in);
 
 -- The views through which pgherald sees the app. A DBA redefines them (create or replace view, same columns);
 -- migrate never touches them again.

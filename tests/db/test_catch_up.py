@@ -233,3 +233,39 @@ def test_a_scenario_set_back_looks_back_in_chapters_that_are_behind_too(app: App
     app.db.execute("select herald.resume(scenario_id) from herald.scenario")
     app.evaluate(at + 2 * MINUTE)
     assert _told(app) == {before, *people}
+
+
+def test_a_scenario_set_back_does_not_revive_what_had_expired_in_a_chapter_that_is_behind(app: App) -> None:
+    at = now()
+    _quiet(app, at - 55 * DAY, 1)
+    recent = _quiet(app, at - 2 * DAY, 1)
+    asked_for = _quiet(app, at - HOUR, 1)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=at - 60 * DAY)
+    app.db.execute("update herald.scenario set started_at = evaluated_from")
+    _break(app, recent)
+    (run,) = app.evaluate(at)
+    assert run.error is not None
+    _break(app, [])
+    app.db.execute("update herald.scenario set evaluated_through = %s", (at - DAY,))
+    (run,) = app.evaluate(now())
+    assert run.error is None
+    assert _told(app) == {*recent, *asked_for}
+    assert _behind(app) == []
+
+
+def test_a_scenario_that_is_enabled_again_and_set_back_starts_from_there_in_a_chapter_that_was_behind(app: App) -> None:
+    at = now()
+    _quiet(app, at - 55 * DAY, 1)
+    recent = _quiet(app, at - 2 * DAY, 1)
+    asked_for = _quiet(app, at - HOUR, 1)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=at - 60 * DAY)
+    _break(app, recent)
+    (run,) = app.evaluate(at)
+    assert run.error is not None
+    _break(app, [])
+    app.db.execute("update herald.scenario set mode = 'off'")
+    app.db.execute("update herald.scenario set mode = 'on', evaluated_through = %s", (at - DAY,))
+    app.evaluate(now())
+    app.db.execute("insert into herald.touched_user select user_id from herald.source_recipient")
+    app.evaluate_touched(now())
+    assert _told(app) == set(asked_for)

@@ -53,6 +53,20 @@ def test_what_was_due_long_ago_and_is_not_any_more_is_not_called_due(app: App) -
     )
 
 
+def test_it_speaks_of_what_a_run_would_send_though_something_else_fell_due_later(app: App) -> None:
+    """The later certificate is past already, the other one is not."""
+    person = app.person(registered_at=NOW - 300 * DAY)
+    sent = app.certificate(person, NOW + 28 * DAY)
+    app.certificate(person, NOW - HOUR, "driving")
+    scenario = app.scenario("expiry", {"days_before": [30, 1]}, evaluated_through=NOW - 4 * DAY)
+    checks = explain(app.db, person, "expiry")
+    assert checks["decision"] == (True, "a run that looks at it now sends it")
+    assert f"about {sent}#30" in checks["due"][1]
+    assert all(passed for passed, _ in checks.values())
+    app.evaluate(NOW)
+    assert [(p.scenario_id, p.activity_ref) for p in app.prompts()] == [(scenario, f"{sent}#30")]
+
+
 @pytest.mark.parametrize(
     ("scenario_type", "params", "detail"),
     [

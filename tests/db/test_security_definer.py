@@ -71,6 +71,7 @@ BY_TYPE: Final = {
     "timestamp with time zone[]": f"array['{NOW}'::timestamptz]",
     "jsonb": "'{}'",
     "name": "'herald_daemon'",
+    "pg_snapshot": "'1:1:'",
 }
 
 #: Functions that need more than arguments: what makes them run, and then what tells that they did.
@@ -202,10 +203,11 @@ def run_all(db: psycopg.Connection, calls: dict[str, tuple[str, ...]]) -> dict[s
 
 
 def unvarying(text: str) -> str:
-    """Without what differs from call to call: durations and freshly made ids."""
+    """Without what differs from call to call: durations, freshly made ids, and snapshots."""
     text = re.sub(r"UUID\('(?!00000000-)[^']*'\)", "<new id>", text)
     text = re.sub(r"datetime\.timedelta\([^)]*\)", "<duration>", text)
     text = re.sub(r"'(seconds|notify_queue_usage)': [0-9.e-]+", r"'\1': <n>", text)
+    text = re.sub(r"'\d+:\d+:[\d,]*'", "<snapshot>", text)
     return re.sub(r"\b\d+\.\d{6,}\b|\b\d+\b(?=\)\]\))", "<n>", text)
 
 

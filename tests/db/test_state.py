@@ -42,9 +42,9 @@ def buffers(db: psycopg.Connection) -> int:
     return int(plan[0]["Plan"]["Shared Hit Blocks"]) + int(plan[0]["Plan"]["Shared Read Blocks"])
 
 
-def runs(db: psycopg.Connection, after: int | None) -> tuple[int, list[bool]]:
-    """The watermark, and whether each run since the last one failed."""
-    row = db.execute("select last_run, runs from herald.daemon_state(%s)", (after,)).fetchone()
+def runs(db: psycopg.Connection, seen: str | None) -> tuple[str, list[bool]]:
+    """What is seen now, and whether each run that was not seen before failed."""
+    row = db.execute("select seen, runs from herald.daemon_state(%s)", (seen,)).fetchone()
     assert row is not None
     return row[0], [run["failed"] for run in row[1]]
 
@@ -72,45 +72,73 @@ def test_each_run_is_told_once_in_whatever_order_they_commit(app: App, database:
         app.activity(app.person(), now())
         early.execute(touched)
         db.execute(scheduled, ("inactivity",))
-    while_open, told = runs(db, seen)
-    assert (while_open, told) == (seen, [])
+    seen, told = runs(db, seen)
+    assert told == [first != "schedule"]
+    seen, told = runs(db, seen)
+    assert told == []
     early.commit()
-    after, told = runs(db, while_open)
-    assert sorted(told) == [False, True]
-    assert (after,) == db.execute("select max(run_id) from herald.evaluation_run").fetchone()
-    assert runs(db, after) == (after, [])
+    seen, told = runs(db, seen)
+    assert told == [first == "schedule"]
+    assert runs(db, seen)[1] == []
 
 
-def test_a_run_that_is_taken_back_holds_nothing_up(app: App, database: Database) -> None:
+def test_a_run_within_a_savepoint_is_told_once(app: App, database: Database) -> None:
     app.scenario("milestone", {"counts": [1]})
-    app.evaluate(now())
+    seen, _ = runs(app.db, None)
+    early = database.connect()
+    early.autocommit = False
+    early.execute("savepoint here")
+    early.execute("select * from herald.evaluate()")
+    early.execute("release here")
+    seen, told = runs(app.db, seen)
+    assert told == []
+    early.commit()
+    seen, told = runs(app.db, seen)
+    assert told == [False]
+    assert runs(app.db, seen)[1] == []
+
+
+def test_a_run_that_is_taken_back_is_not_told_and_holds_nothing_up(app: App, database: Database) -> None:
+    app.scenario("milestone", {"counts": [1]})
     seen, _ = runs(app.db, None)
     early = database.connect()
     early.autocommit = False
     early.execute("select * from herald.evaluate()")
     early.rollback()
     app.evaluate(now())
-    assert runs(app.db, seen) == (seen + 2, [False])
+    seen, told = runs(app.db, seen)
+    assert told == [False]
+    assert runs(app.db, seen)[1] == []
 
 
-def test_a_watermark_of_before_a_restore_starts_over(app: App) -> None:
+def test_a_phone_that_registers_holds_no_run_up(app: App, database: Database) -> None:
+    person = app.person()
     app.scenario("milestone", {"counts": [1]})
-    app.evaluate(now())
-    assert runs(app.db, 1_000_000) == (1, [])
-
-
-def test_ids_beyond_32_bits_are_told_alike(app: App, database: Database) -> None:
-    app.scenario("milestone", {"counts": [1]})
-    app.db.execute("alter table herald.evaluation_run alter run_id restart with 4294967295")
-    app.evaluate(now())
     seen, _ = runs(app.db, None)
-    assert seen == 4294967295
-    early = database.connect()
-    early.autocommit = False
-    early.execute("select * from herald.evaluate()")
-    assert runs(app.db, seen) == (seen, [])
-    early.commit()
-    assert runs(app.db, seen) == (seen + 1, [False])
+    phones = database.connect()
+    phones.autocommit = False
+    phones.execute("select set_config('request.jwt.claims', %s, true)", (json.dumps({"sub": str(person)}),))
+    for n in range(8):
+        phones.execute("select herald.register_device_token(%s, 'android')", (f"a-token-{n}",))
+    app.evaluate(now())
+    assert runs(app.db, seen)[1] == [False]
+
+
+def test_after_a_restore_to_an_earlier_time_runs_are_told_again_from_the_next_look_on(app: App) -> None:
+    app.scenario("milestone", {"counts": [1]})
+    app.evaluate(now())
+    seen, told = runs(app.db, "9000000000:9000000000:")
+    assert told == []
+    app.evaluate(now())
+    assert runs(app.db, seen)[1] == [False]
+
+
+def test_runs_of_another_server_that_a_dump_brought_are_not_told(app: App) -> None:
+    app.scenario("milestone", {"counts": [1]})
+    seen, _ = runs(app.db, None)
+    app.evaluate(now())
+    app.db.execute("update herald.evaluation_run set written_in = '9000000000'")
+    assert runs(app.db, seen)[1] == []
 
 
 def test_when_it_was_evaluated_last_is_the_latest_scheduled_run_of_the_last_day(scenarios: App) -> None:

@@ -10,36 +10,6 @@ CREATE TYPE herald.candidate AS (
 	due_at timestamp with time zone
 );
 
-CREATE TABLE herald.evaluation_run (
-    run_id bigint NOT NULL,
-    scenario_id uuid NOT NULL,
-    source text NOT NULL,
-    started_at timestamp with time zone NOT NULL,
-    evaluated tstzrange NOT NULL,
-    candidates integer NOT NULL,
-    prompts integer NOT NULL,
-    suppressed jsonb DEFAULT '{}'::jsonb NOT NULL,
-    error text,
-    duration interval NOT NULL,
-    CONSTRAINT evaluation_run_source CHECK ((source = ANY (ARRAY['schedule'::text, 'touched'::text])))
-);
-
-ALTER TABLE ONLY herald.evaluation_run FORCE ROW LEVEL SECURITY;
-
-ALTER TABLE herald.evaluation_run ALTER COLUMN run_id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME herald.evaluation_run_run_id_seq
-    START WITH 1
-    INCREMENT BY 1
-    NO MINVALUE
-    NO MAXVALUE
-    CACHE 1
-);
-
-CREATE FUNCTION herald.announce_runs() RETURNS void
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN pg_advisory_xact_lock_shared(1751479909, (((COALESCE(pg_sequence_last_value('herald.evaluation_run_run_id_seq'::regclass), (0)::bigint) << 32) >> 32))::integer);
-
 CREATE FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone DEFAULT now()) RETURNS TABLE(kind text, day date, user_id uuid, candidates integer, sent integer)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -250,8 +220,8 @@ CREATE FUNCTION herald.cron_jobs() RETURNS TABLE(jobname text, username text, ac
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
-CREATE FUNCTION herald.daemon_state(p_after_run bigint DEFAULT NULL::bigint, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(schema_version integer, prompts jsonb, oldest_ready_seconds double precision, paused boolean, held integer, last_evaluation_at timestamp with time zone, last_run bigint, runs jsonb, scenario_types text[], notify_queue_usage double precision, now timestamp with time zone)
-    LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION herald.daemon_state(p_seen pg_snapshot DEFAULT NULL::pg_snapshot, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(schema_version integer, prompts jsonb, oldest_ready_seconds double precision, paused boolean, held integer, last_evaluation_at timestamp with time zone, seen text, runs jsonb, scenario_types text[], notify_queue_usage double precision, now timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -682,11 +652,6 @@ CREATE FUNCTION herald.run_retention() RETURNS interval
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
-CREATE FUNCTION herald.runs_through(p_after_run bigint) RETURNS bigint
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$...$$;
-
 CREATE FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -905,6 +870,32 @@ CREATE VIEW herald.device_statistics WITH (security_barrier='true') AS
     min(last_seen_at) AS longest_unseen
    FROM herald.device_token d
   GROUP BY platform, kind, revoked_reason;
+
+CREATE TABLE herald.evaluation_run (
+    run_id bigint NOT NULL,
+    scenario_id uuid NOT NULL,
+    source text NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    evaluated tstzrange NOT NULL,
+    candidates integer NOT NULL,
+    prompts integer NOT NULL,
+    suppressed jsonb DEFAULT '{}'::jsonb NOT NULL,
+    error text,
+    duration interval NOT NULL,
+    written_in xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT evaluation_run_source CHECK ((source = ANY (ARRAY['schedule'::text, 'touched'::text])))
+);
+
+ALTER TABLE ONLY herald.evaluation_run FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE herald.evaluation_run ALTER COLUMN run_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME herald.evaluation_run_run_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 
 CREATE TABLE herald.message_text (
     text_key text NOT NULL,
@@ -1242,6 +1233,8 @@ CREATE INDEX evaluation_run_scenario ON herald.evaluation_run USING btree (scena
 
 CREATE INDEX evaluation_run_started ON herald.evaluation_run USING brin (started_at);
 
+CREATE INDEX evaluation_run_written ON herald.evaluation_run USING btree (written_in);
+
 CREATE INDEX opt_out_scenario_type ON herald.opt_out USING btree (scenario_type);
 
 CREATE INDEX prompt_created ON herald.prompt USING brin (created_at);
@@ -1390,8 +1383,6 @@ GRANT ALL ON TYPE herald.candidate TO herald_reader;
 GRANT ALL ON TYPE herald.candidate TO authenticated;
 GRANT ALL ON TYPE herald.candidate TO service_role;
 
-REVOKE ALL ON FUNCTION herald.announce_runs() FROM PUBLIC;
-
 REVOKE ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) TO authenticated;
 GRANT ALL ON FUNCTION herald.backtest(p_scenario uuid, p_from timestamp with time zone, p_to timestamp with time zone) TO service_role;
@@ -1512,9 +1503,9 @@ REVOKE ALL ON FUNCTION herald.cron_jobs() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.cron_jobs() TO herald_daemon;
 GRANT ALL ON FUNCTION herald.cron_jobs() TO herald_reader;
 
-REVOKE ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_daemon;
-GRANT ALL ON FUNCTION herald.daemon_state(p_after_run bigint, p_now timestamp with time zone) TO herald_reader;
+REVOKE ALL ON FUNCTION herald.daemon_state(p_seen pg_snapshot, p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION herald.daemon_state(p_seen pg_snapshot, p_now timestamp with time zone) TO herald_daemon;
+GRANT ALL ON FUNCTION herald.daemon_state(p_seen pg_snapshot, p_now timestamp with time zone) TO herald_reader;
 
 REVOKE ALL ON FUNCTION herald.decide(p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamp with time zone, p_made bigint, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT held uuid[]) FROM PUBLIC;
 
@@ -1731,8 +1722,6 @@ REVOKE ALL ON FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange
 REVOKE ALL ON FUNCTION herald.run_by_chapter(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.run_retention() FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION herald.runs_through(p_after_run bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) FROM PUBLIC;
 

@@ -78,8 +78,8 @@ class Database:
     async def invariants(self) -> dict[str, int]:
         return {}
 
-    async def state(self, _: int | None) -> State:
-        return State(1, {}, 0.0, self.paused, 0, self.last, 0, (), (), 0.0, self.now)
+    async def state(self, _: str | None) -> State:
+        return State(1, {}, 0.0, self.paused, 0, self.last, "", (), (), 0.0, self.now)
 
 
 async def run(
