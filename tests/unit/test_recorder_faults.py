@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import anyio
@@ -108,3 +108,21 @@ async def test_a_replay_writes_every_copy_of_a_prompt_before_it_returns() -> Non
     ledger, journal = Ledger(), Journal()
     await Recorder(ledger, journal, Metrics()).replay([each for each in copies if each is not None])
     assert [[each.epoch for each in call] for call in ledger.calls] == [[1], [2]]
+
+
+@pytest.mark.anyio
+async def test_what_is_being_paid_is_owed_until_it_is_in() -> None:
+    owed = []
+
+    class Looking(Ledger):
+        async def settle(self, *arguments: Any) -> Any:
+            owed.append(recorder.owed)
+            return await super().settle(*arguments)
+
+    recorder = Recorder(Looking(failures=2), Journal(), Metrics())
+    await recorder.record(outcome(uuid4(), "sent"))
+    await recorder.pay()
+    assert recorder.owed == 1
+    await recorder.pay()
+    assert recorder.owed == 0
+    assert owed == [0, 1, 1]
