@@ -143,10 +143,11 @@ class Recorder:
             accepted = [outcome for outcome in batch.outcomes if outcome.entry is not None]
             try:
                 await self._journal.append([outcome.entry for outcome in accepted if outcome.entry is not None])
-            except SpoolFailed as error:
+            except Exception as error:  # noqa: BLE001 - such as that there is no thread to be had
                 # The pushes were accepted and are known only here: the records themselves are now what saves them.
+                reason = error.code if isinstance(error, SpoolFailed) else describe_exception(error)
                 for outcome in accepted:
-                    log.critical("spool_failed", **_details(outcome), reason=error.code)
+                    log.critical("spool_failed", **_details(outcome), reason=reason)
         self._queue += batch.outcomes
         async with self._turn:
             # What `pay` has taken out of the queue meanwhile is owed, if it is not written.
