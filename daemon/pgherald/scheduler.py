@@ -206,7 +206,7 @@ class Scheduler:
             log.info("maintained")
 
     async def _take_measure(self) -> None:
-        evaluating, own_runs = self._evaluating, {self._own_run}
+        own_run = self._own_run
         state = await self._store.state(self._last_run)
         for name in state.scenario_types:
             self._metrics.know_scenario_type(name)
@@ -217,9 +217,9 @@ class Scheduler:
             log.warning("schema_changed", version=str(state.schema_version))
             self._bell.ring(Wakeup.POLL)  # the worker's next claim finds out whether it may
         self._schema_version = state.schema_version
-        # Of an own run that was under way meanwhile nobody here knows yet whether the last one is that.
-        last, own_runs = state.last_evaluation_at, {*own_runs, self._own_run}
-        if last is not None and last not in own_runs and not (evaluating or self._evaluating):
+        last = state.last_evaluation_at
+        # Its own may have ended since this was asked for, or be committed without having said so yet.
+        if last is not None and last not in (own_run, self._own_run) and not self._evaluating:
             self._cron_ran = max(self._cron_ran, time.monotonic() - (state.now - last).total_seconds())
         self._tell(state)
 

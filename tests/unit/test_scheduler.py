@@ -48,7 +48,9 @@ class Database:
         self.silent = anyio.Event()  # while it does not answer
         self.silent.set()
         self.refuses_to_delete = False
-        self.turns = 0  # that an answer takes
+        self.turns = 0  # that the answer about the state takes
+        self.turns_of_run = 0
+        self.commits_after = 0  # of these
 
     @property
     def now(self) -> datetime:
@@ -70,9 +72,10 @@ class Database:
     async def evaluate(self) -> tuple[datetime, list[object]]:
         self.runs.append(self.seconds)
         now = self.now
-        for _ in range(self.turns // 2):
+        for turn in range(self.turns_of_run + 1):
+            if turn == self.commits_after:
+                self.last = now
             await anyio.lowlevel.checkpoint()
-        self.last = now
         return now, []
 
     async def maintain(self) -> bool:
@@ -142,9 +145,12 @@ async def test_a_pg_cron_that_is_back_is_left_alone(at: Any) -> None:
     assert database.runs[-1] < 500
 
 
-async def test_while_its_own_runs_and_its_measures_overlap_none_is_taken_for_pg_crons(at: Any) -> None:
+@pytest.mark.parametrize(("commits_after", "turns_of_run"), [(0, 5), (0, 20), (5, 5), (5, 20), (20, 20)])
+async def test_while_its_own_runs_and_its_measures_overlap_none_is_taken_for_pg_crons(
+    at: Any, commits_after: int, turns_of_run: int
+) -> None:
     database = at(Database(cron=True))
-    database.turns = 10
+    database.turns, database.turns_of_run, database.commits_after = 10, turns_of_run, commits_after
     await run(database, 1200)
     gaps = [later - earlier for earlier, later in zip(database.runs, database.runs[1:], strict=False)]
     assert len(gaps) > 10
