@@ -92,6 +92,7 @@ class Recorder:
         self._turn = anyio.Lock()
         self._owing = anyio.Event()
         self._unwritten = 0
+        self._paying = 0
         self._tell: Callable[[], None] | None = None
         self.finished_at = time.monotonic()  # when outcomes that were handed in were last in the database or owed
 
@@ -106,8 +107,8 @@ class Recorder:
 
     @property
     def owed(self) -> int:
-        """Outcomes that the database would not take yet."""
-        return len(self._owed)
+        """Outcomes that the database would not take yet; while it is tried again, those are still."""
+        return max(len(self._owed), self._paying)
 
     def take(self, outcome: Outcome) -> Records:
         """Have one outcome written, together with those that come while the spool is busy; says when it is."""
@@ -142,10 +143,11 @@ class Recorder:
             accepted = [outcome for outcome in batch.outcomes if outcome.entry is not None]
             try:
                 await self._journal.append([outcome.entry for outcome in accepted if outcome.entry is not None])
-            except SpoolFailed as error:
+            except Exception as error:  # noqa: BLE001 - such as that there is no thread to be had
                 # The pushes were accepted and are known only here: the records themselves are now what saves them.
+                reason = error.code if isinstance(error, SpoolFailed) else describe_exception(error)
                 for outcome in accepted:
-                    log.critical("spool_failed", **_details(outcome), reason=error.code)
+                    log.critical("spool_failed", **_details(outcome), reason=reason)
         self._queue += batch.outcomes
         async with self._turn:
             # What `pay` has taken out of the queue meanwhile is owed, if it is not written.
@@ -175,11 +177,15 @@ class Recorder:
     async def pay(self) -> None:
         """Try once more to write all that is owed."""
         async with self._turn:
+            self._paying = len(self._owed)
             self._queue, self._owed = self._owed + self._queue, []
-            while self._queue and not self._owed:
-                await self._write_batch()
-            self._owed += self._queue
-            self._queue = []
+            try:
+                while self._queue and not self._owed:
+                    await self._write_batch()
+            finally:
+                self._owed += self._queue
+                self._queue = []
+                self._paying = 0
 
     async def _write_batch(self) -> None:
         """Write the queue's front. Cancelled, it waits a moment for what is under way: that is not left to chance."""

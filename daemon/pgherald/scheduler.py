@@ -43,6 +43,12 @@ SWEEP_SECONDS: Final = 2.5
 MEASURE_SECONDS: Final = 5.0
 INVARIANT_SECONDS: Final = 60.0
 MAINTAIN_SECONDS: Final = 86_400.0
+MAINTAIN_AGAIN_SECONDS: Final = 600.0
+"""Seconds until a batch that the database would not delete is tried again: it may have worked for minutes in vain."""
+
+SILENCE_SECONDS: Final = 20.0
+"""Seconds without an answer of the database after which it is said that nothing is sent. A connection that breaks is
+noticed in half of that; one whose other end only says nothing is waited for."""
 
 PARTIAL_BREAKERS: Final = frozenset({"apns_auth", "sender_mismatch"})
 """Those that do not hold back every push."""
@@ -101,14 +107,18 @@ class Scheduler:
         self._check = _Clock(INVARIANT_SECONDS)
         self._maintain = _Clock(MAINTAIN_SECONDS, time.monotonic() + MAINTAIN_SECONDS / 24)
         self._maintaining = False
+        self._evaluating = False
+        self._answered_at = time.monotonic()  # the database, a duty of the house
 
     async def run(self) -> NoReturn:
         """Do each duty when it is due, for ever; what the database would not let through is tried the next time.
 
         The schedule has a task of its own: an evaluation may take long, and the sweep and the metrics not wait for it.
+        So has what needs no database: how things are is told although that does not answer.
         """
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._every_second, self._keep_schedule)
+            tasks.start_soon(self._every_second, self._measure_here)
             await self._every_second(self._keep_house)
         raise AssertionError("neither ends")
 
@@ -122,15 +132,16 @@ class Scheduler:
 
     async def _keep_house(self, now: float) -> None:
         """What every daemon does."""
-        self._measure_here()
         if self._spool.failing and await self._spool.probe():
             self._bell.ring(Wakeup.POLL)
-        if self._sweep.strikes(now):
-            await self._sweep_lost()
-        if self._measure.strikes(now):
-            await self._take_measure()
-        if self._check.strikes(now):
-            await self._check_invariants()
+        for clock, duty in (
+            (self._sweep, self._sweep_lost),
+            (self._measure, self._take_measure),
+            (self._check, self._check_invariants),
+        ):
+            if clock.strikes(now):
+                await duty()
+                self._answered_at = time.monotonic()
 
     async def _keep_schedule(self, now: float) -> None:
         """What one daemon does."""
@@ -161,7 +172,11 @@ class Scheduler:
         return time.monotonic() - self._cron_ran < CRON_SILENCE
 
     async def _evaluate_all(self) -> None:
-        self._own_run, runs = await self._store.evaluate()
+        self._evaluating = True
+        try:
+            self._own_run, runs = await self._store.evaluate()
+        finally:
+            self._evaluating = False
         for run in runs:
             if run.error is not None:
                 log.error("evaluation_failed", scenario_id=run.scenario_id, source="schedule")
@@ -180,11 +195,18 @@ class Scheduler:
 
     async def _maintain_tables(self) -> None:
         """One batch: evaluations come in between."""
-        self._maintaining = await self._store.maintain()
+        try:
+            self._maintaining = await self._store.maintain()
+        except STORE_ERRORS as error:
+            self._maintaining = False
+            self._maintain.due = time.monotonic() + MAINTAIN_AGAIN_SECONDS
+            log.warning("maintenance_failed", exception=describe_exception(error))
+            return
         if not self._maintaining:
             log.info("maintained")
 
     async def _take_measure(self) -> None:
+        own_run = self._own_run
         state = await self._store.state(self._seen)
         for name in state.scenario_types:
             self._metrics.know_scenario_type(name)
@@ -196,7 +218,8 @@ class Scheduler:
             self._bell.ring(Wakeup.POLL)  # the worker's next claim finds out whether it may
         self._schema_version = state.schema_version
         last = state.last_evaluation_at
-        if last is not None and last != self._own_run:
+        # Its own may have ended since this was asked for, or be committed without having said so yet.
+        if last is not None and last not in (own_run, self._own_run) and not self._evaluating:
             self._cron_ran = max(self._cron_ran, time.monotonic() - (state.now - last).total_seconds())
         self._tell(state)
 
@@ -226,11 +249,13 @@ class Scheduler:
         if state.last_evaluation_at is not None:
             self._metrics.last_evaluation_timestamp_seconds.set(state.last_evaluation_at.timestamp())
 
-    def _measure_here(self) -> None:
+    async def _measure_here(self, now: float) -> None:
         """What this process knows without the database."""
         self._report("spool_failing", self._spool.failing)
+        self._report("records_owed", self._recorder.owed > self._config.max_in_flight)
+        self._report("database_silent", now - self._answered_at > SILENCE_SECONDS)
         self._metrics.oauth_expiry_timestamp_seconds.set(self._oauth.expiry_timestamp)
-        for breaker, is_open in self._pacing.breakers(time.monotonic()).items():
+        for breaker, is_open in self._pacing.breakers(now).items():
             if is_open != bool(self._metrics.breaker_open.value(breaker)):
                 if is_open:
                     log.error("breaker_opened", breaker=breaker)

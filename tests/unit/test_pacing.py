@@ -215,9 +215,11 @@ def test_a_probe_without_a_verdict_is_followed_by_another(verdict: Answer | None
     assert pace.allowance(20.0 + pacing.PROBE_PATIENCE, 5) == 1
 
 
-def test_a_probe_for_which_there_was_no_prompt_is_still_to_be_had() -> None:
+@pytest.mark.parametrize("trouble", [FORBIDDEN, NOT_CONNECTED, SILENCE])
+def test_a_probe_for_which_there_was_no_prompt_is_still_to_be_had(trouble: Answer) -> None:
     pace = Pacing(100.0)
-    pace.on_answer(FORBIDDEN, Platform.ANDROID, 0.0)
+    for _ in range(pacing.SILENCE_STRIKES):
+        pace.on_answer(trouble, Platform.ANDROID, 0.0)
     assert pace.allowance(20.0, 5) == 1
     pace.give_back(20.0, 1)
     assert pace.ready_in(20.0) == 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import anyio
@@ -14,10 +15,12 @@ from pgherald.frames import Entry
 from pgherald.metrics import Metrics
 from pgherald.model import DeviceId, NotificationId, PromptId
 from pgherald.recorder import Outcome, Recorder
+from pgherald.spool import Spool
 from pgherald.store import Settled, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from pgherald.model import Revoked
 
@@ -95,6 +98,24 @@ async def test_a_commit_whose_answer_was_lost_is_counted_once() -> None:
 
 
 @pytest.mark.anyio
+async def test_what_the_spool_could_not_take_for_want_of_a_thread_is_told_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    metrics, spool = Metrics(), Spool.open(tmp_path)
+    recorder, accepted = Recorder(Ledger(), spool, metrics), outcome(uuid4(), "sent")
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    assert await recorder.record(accepted)
+    monkeypatch.undo()
+    assert metrics.prompts_total.value(*SERIES) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if '"event":"spool_failed"' in line]
+    assert [(str(accepted.settlement.prompt_id) in line, "RuntimeError" in line) for line in said] == [(True, True)]
+    await spool.close()
+
+
+@pytest.mark.anyio
 async def test_an_acceptance_of_a_prompt_that_is_gone_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     recorder = Recorder(Ledger(knows=False), Journal(), Metrics())
     await recorder.record(outcome(uuid4(), "sent"))
@@ -108,3 +129,21 @@ async def test_a_replay_writes_every_copy_of_a_prompt_before_it_returns() -> Non
     ledger, journal = Ledger(), Journal()
     await Recorder(ledger, journal, Metrics()).replay([each for each in copies if each is not None])
     assert [[each.epoch for each in call] for call in ledger.calls] == [[1], [2]]
+
+
+@pytest.mark.anyio
+async def test_what_is_being_paid_is_owed_until_it_is_in() -> None:
+    owed = []
+
+    class Looking(Ledger):
+        async def settle(self, *arguments: Any) -> Any:
+            owed.append(recorder.owed)
+            return await super().settle(*arguments)
+
+    recorder = Recorder(Looking(failures=2), Journal(), Metrics())
+    await recorder.record(outcome(uuid4(), "sent"))
+    await recorder.pay()
+    assert recorder.owed == 1
+    await recorder.pay()
+    assert recorder.owed == 0
+    assert owed == [0, 1, 1]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import anyio.lowlevel
+import psycopg
 import pytest
 
 from pgherald import scheduler
@@ -33,7 +34,7 @@ FORBIDDEN = Rejected(Code.PERMISSION_DENIED, True, None, Effect.CIRCUIT)
 
 
 class Database:
-    """Also the clock: it begins at 0 and goes on by a second each time that both tasks of the scheduler sleep."""
+    """Also the clock: it begins at 0 and goes on by a second each time that all tasks of the scheduler sleep."""
 
     def __init__(self, *, cron: bool) -> None:
         self.cron = cron
@@ -44,6 +45,12 @@ class Database:
         self.rows_to_delete = 0
         self.maintained: list[float] = []
         self.paused = False
+        self.silent = anyio.Event()  # while it does not answer
+        self.silent.set()
+        self.refuses_to_delete = False
+        self.turns = 0  # that the answer about the state takes
+        self.turns_of_run = 0
+        self.commits_after = 0  # of these
 
     @property
     def now(self) -> datetime:
@@ -51,7 +58,7 @@ class Database:
 
     async def sleep(self, seconds: float) -> None:
         minute = self.seconds // 60
-        self.seconds += seconds / 2
+        self.seconds += seconds / 3
         if self.seconds >= self.cron_from and self.seconds // 60 > minute:
             self.last = self.now
         await anyio.lowlevel.checkpoint()
@@ -64,29 +71,39 @@ class Database:
 
     async def evaluate(self) -> tuple[datetime, list[object]]:
         self.runs.append(self.seconds)
-        self.last = self.now
-        return self.now, []
+        now = self.now
+        for turn in range(self.turns_of_run + 1):
+            if turn == self.commits_after:
+                self.last = now
+            await anyio.lowlevel.checkpoint()
+        return now, []
 
     async def maintain(self) -> bool:
         self.maintained.append(self.seconds)
+        if self.refuses_to_delete:
+            raise psycopg.errors.QueryCanceled
         self.rows_to_delete -= 1
         return self.rows_to_delete > 0
 
     async def sweep(self, _: timedelta) -> list[object]:
+        await self.silent.wait()
         return []
 
     async def invariants(self) -> dict[str, int]:
         return {}
 
-    async def state(self, _: str | None) -> State:
-        return State(1, {}, 0.0, self.paused, 0, self.last, "", (), (), 0.0, self.now)
+    async def state(self, seen: str | None) -> State:
+        state = State(1, {}, 0.0, self.paused, 0, self.last, seen or "", (), (), 0.0, self.now)
+        for _ in range(self.turns):
+            await anyio.lowlevel.checkpoint()
+        return state
 
 
 async def run(
-    database: Database, seconds: float, *, pacing: Pacing | None = None, health: Health | None = None
+    database: Database, seconds: float, *, pacing: Pacing | None = None, health: Health | None = None, owed: int = 0
 ) -> None:
     """The scheduler for so long."""
-    parts: Any = SimpleNamespace(failing=False, expiry_timestamp=0.0)
+    parts: Any = SimpleNamespace(failing=False, expiry_timestamp=0.0, owed=owed)
     arguments = (
         *(database, database, Doorbell(), parts, pacing or Pacing(100.0), parts, parts),
         *(Metrics("0"), health or Health(), DispatchConfig(), Mode.AUTO),
@@ -128,6 +145,32 @@ async def test_a_pg_cron_that_is_back_is_left_alone(at: Any) -> None:
     assert database.runs[-1] < 500
 
 
+@pytest.mark.parametrize(("commits_after", "turns_of_run"), [(0, 5), (0, 20), (5, 5), (5, 20), (20, 20)])
+async def test_while_its_own_runs_and_its_measures_overlap_none_is_taken_for_pg_crons(
+    at: Any, commits_after: int, turns_of_run: int
+) -> None:
+    database = at(Database(cron=True))
+    database.turns, database.turns_of_run, database.commits_after = 10, turns_of_run, commits_after
+    await run(database, 1200)
+    gaps = [later - earlier for earlier, later in zip(database.runs, database.runs[1:], strict=False)]
+    assert len(gaps) > 10
+    assert max(gaps) <= 65
+
+
+async def test_old_rows_that_cannot_be_deleted_are_told_and_left_alone_for_a_while(
+    at: Any, capfd: pytest.CaptureFixture[str], process_log: Log
+) -> None:
+    process_log.set_up(LogLevel.INFO, None, strict=True)
+    database = at(Database(cron=False))
+    database.rows_to_delete, database.refuses_to_delete = 3, True
+    await run(database, 5000)
+    assert 2 <= len(database.maintained) <= 3
+    assert capfd.readouterr().err.count('"maintenance_failed"') == len(database.maintained)
+    database.refuses_to_delete = False
+    await run(database, 4000)
+    assert database.rows_to_delete == 0
+
+
 async def test_while_old_rows_are_deleted_the_schedule_is_kept(at: Any) -> None:
     database = at(Database(cron=False))
     database.rows_to_delete = 600
@@ -155,6 +198,33 @@ async def test_what_keeps_pushes_from_being_sent_makes_the_daemon_not_ready_and_
     assert set(health.snapshot().reasons) == {"breaker_permission", "breaker_no_answer", "paused"}
     said = [line for line in capfd.readouterr().err.splitlines() if '"breaker_opened"' in line]
     assert [("permission" in line, "no_answer" in line) for line in said] == [(True, False), (False, True)]
+
+
+async def test_a_database_that_does_not_answer_makes_the_daemon_not_ready_until_it_does(at: Any) -> None:
+    database, health = at(Database(cron=False)), Health()
+    health.set_ready()
+    told: list[tuple[str, ...]] = []
+    async with anyio.create_task_group() as tasks:
+        database.silent = anyio.Event()
+        tasks.start_soon(lambda: run(database, 60, health=health))
+        while database.seconds < 30:
+            await anyio.lowlevel.checkpoint()
+        told.append(health.snapshot().reasons)
+        database.silent.set()
+        while database.seconds < 40:
+            await anyio.lowlevel.checkpoint()
+        told.append(health.snapshot().reasons)
+    assert told == [("database_silent",), ()]
+
+
+async def test_too_many_records_owed_make_the_daemon_not_ready(at: Any) -> None:
+    database, health = at(Database(cron=False)), Health()
+    health.set_ready()
+    await run(database, 5, health=health, owed=DispatchConfig().max_in_flight)
+    assert health.snapshot().reasons == ()
+    await run(database, 5, health=health, owed=DispatchConfig().max_in_flight + 1)
+    assert health.snapshot().status is Status.NOT_READY
+    assert health.snapshot().reasons == ("records_owed",)
 
 
 async def test_a_bad_apns_key_makes_it_no_worse_than_degraded(at: Any) -> None:

@@ -255,6 +255,27 @@ async def test_what_was_claimed_while_the_spool_failed_is_given_back_unsent() ->
     assert (database.sent, database.given_back, database.taken) == (3, 6, 0)
 
 
+@pytest.mark.parametrize("why", ["stopped", "spool"])
+async def test_a_slot_that_comes_free_too_late_is_claimed_nothing_for(why: str) -> None:
+    database, spool = Backlog(), SimpleNamespace(failing=False, owed=0, unwritten=0, finished_at=0.0)
+    database.taken = Backlog.SLOTS
+    running = worker(database, Doorbell(), spool)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.run)
+        await anyio.sleep(0.02)
+        if why == "stopped":
+            running.stop()
+        else:
+            spool.failing = True
+        database.taken = 0
+        await anyio.sleep(0.05)
+        assert all(count == 0 for count, _ in database.unanswered)
+        running.stop()
+        while database.unanswered:
+            await database.answer()
+    assert database.taken == 0
+
+
 async def test_while_the_database_owes_an_answer_nobody_is_taken_to_hang() -> None:
     database, recorder = Backlog(), SimpleNamespace(failing=False, owed=0, unwritten=0, finished_at=0.0)
     running = worker(database, Doorbell(), recorder)
