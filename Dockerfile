@@ -1,10 +1,6 @@
 # pgherald's image: the daemon and the other commands, without a compiler, a package manager's cache, or root.
-#
-#   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
-#     -v pgherald-state:/var/lib/pgherald -v ./fcm.json:/run/credentials/fcm.json:ro \
-#     -e PGHERALD_DATABASE_URL=postgresql://herald@db/app -e PGHERALD_FCM_CREDENTIALS=/run/credentials/fcm.json pgherald
-#
-# The volume holds the spool: what FCM accepted and the database does not know yet. One container has it at a time.
+# How to run it is in README.md. The volume holds the spool: what FCM accepted and the database does not know yet. One
+# container has it at a time.
 FROM python:3.13-slim AS build
 WORKDIR /src
 RUN python -m venv --without-pip /opt/pgherald

@@ -55,10 +55,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    problem = postgres_15_problem()
-    if problem is not None:
-        terminalreporter.section("NOT TESTED on PostgreSQL 15", sep="!", red=True, bold=True)
-        terminalreporter.line(problem)
+    """Name loudly, together, what was not tested: every skip here is something that this machine lacks."""
+    lacking: dict[str, list[str]] = {}
+    for report in terminalreporter.getreports("skipped"):
+        assert isinstance(report.longrepr, tuple)
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        lacking.setdefault(reason, []).append(report.nodeid.partition("::")[0])
+    if lacking:
+        terminalreporter.section("NOT TESTED on this machine", sep="!", red=True, bold=True)
+    for reason, files in sorted(lacking.items()):
+        terminalreporter.line(f"{reason}: {len(files)} skipped, in {', '.join(sorted(set(files)))}")
 
 
 @pytest.fixture

@@ -370,6 +370,22 @@ SCENARIO = (
 )
 
 
+@ON_18
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' /dev/full")
+def test_an_answer_that_does_not_fit_on_the_disk(database: Database, home: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "pgherald.cli", "status"],
+            env=environ | {"HOME": str(home), "PGHERALD_DATABASE_URL": database.daemon_dsn},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (ran.returncode, ran.stderr) == (1, "pgherald: the answer cannot be written: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     ("scenario_type", "params", "said", "hint"),
     [

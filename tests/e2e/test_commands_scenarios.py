@@ -194,6 +194,13 @@ def test_preview_shows_who_would_get_it_and_which_gate_stops_the_others(
     }
 
 
+def test_what_a_preview_is_about_is_told_in_full_to_a_pipe(pgherald: Command, organisation: Organisation) -> None:
+    organisation.scenario("follow_up", {"activity_type": "contact", "after_days": 3}, name="contacts")
+    activity = organisation.activity(organisation.mentor("device"), activity_type="contact", ago="3 days")
+    answer = pgherald("preview", "contacts")
+    assert re.search(rf"send .* {activity}$", answer.out, re.MULTILINE), answer.out
+
+
 def test_preview_of_a_definition_that_is_not_saved(
     pgherald: Command, organisation: Organisation, tmp_path: Path
 ) -> None:

@@ -138,7 +138,7 @@ def test_on_a_terminal_it_stays_until_ctrl_c_and_what_it_prints_can_be_pasted(sc
     assert len(pasted) == 5
     assert told.count("accepted, android: a mentor quiet for 30 days") == 1
     settings = environment(scratch) | terminal.exports
-    commands = re.findall(r"^\S*(?:pgherald|cli\.py) (\S.*)$", told.partition("In another terminal")[2], re.MULTILINE)
+    commands = re.findall(r"^pgherald (\S.*)$", told.partition("In another terminal")[2], re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         subprocess.run([*DEMO[:-1], *command.split()], env=settings, check=True, capture_output=True)

@@ -23,6 +23,7 @@ import pytest
 from pgherald.emulator.client import emulator_process
 from tests.support.daemon import PATIENCE, wait_for
 from tests.support.organisation import Organisation
+from tests.support.readme import README, blocks
 
 if TYPE_CHECKING:
     from tests.support.postgres import Server
@@ -158,6 +159,8 @@ def test_the_container_is_nobody_special_and_keeps_its_spool_on_a_volume() -> No
     names = [name for name, _ in final]
     assert names.index("USER") < names.index("ENTRYPOINT")
     assert not [rest for _, rest in build + final if re.search(r"curl|wget|apt-get|https?://(?!127)", rest)]
-    text = (ROOT / "Dockerfile").read_text()
-    assert "--read-only" in text
-    assert "--cap-drop ALL" in text
+    (told,) = [block.text for block in blocks("bash") if "docker run" in block.text]
+    assert "--read-only" in told
+    assert "--cap-drop ALL" in told
+    (uid,) = re.findall(r"--uid (\d+)", (ROOT / "Dockerfile").read_text())
+    assert f"`chown {uid}`" in README.read_text(), "whose its credentials have to be"

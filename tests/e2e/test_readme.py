@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 def demo() -> Iterator[Terminal]:
     """A demo that has told its story and waits."""
     with scratch_directory() as scratch:
-        terminal = Terminal(scratch)
+        terminal = Terminal(scratch, PATH=os.defpath)
         try:
             terminal.read_until("Ctrl-C stops it")
             yield terminal
@@ -40,10 +39,11 @@ def run(block: Block, demo: Terminal) -> None:
         with psycopg.connect(demo.exports["PGHERALD_DATABASE_URL"], autocommit=True) as connection:
             connection.execute(block.text.encode())
         return
-    settings = environment(Path("/tmp")) | demo.exports
-    settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{settings.get('PATH', os.defpath)}"
+    # A second terminal: nothing but what the demo says to paste there first.
+    pasted = demo.to_paste + block.text
+    settings = environment(Path("/tmp"), PATH=os.defpath)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text], env=settings, capture_output=True, text=True, check=False
+        ["bash", "-euo", "pipefail", "-c", pasted], env=settings, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

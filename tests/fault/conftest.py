@@ -165,9 +165,6 @@ def lacks(what: str) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for what in sorted(MISSING):
-        terminalreporter.section("NOT INJECTED on this machine", sep="!", red=True, bold=True)
-        terminalreporter.line(what)
     if not RESULTS:
         return
     terminalreporter.section("shown under faults")

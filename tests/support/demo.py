@@ -105,6 +105,11 @@ class Terminal:
         """The settings that it says to export."""
         return dict(re.findall(r"^export (\w+)='(.*)'$", self.plain, re.MULTILINE))
 
+    @property
+    def to_paste(self) -> str:
+        """All that it says to export, line by line, for a shell."""
+        return "".join(re.findall(r"^export .*\n", self.plain, re.MULTILINE))
+
     def read_until(self, text: str, count: int = 1) -> None:
         """Wait until `text`, colours apart, was seen so often; fail if the demo ends before, or it takes too long."""
         deadline = time.monotonic() + PATIENCE

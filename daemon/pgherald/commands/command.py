@@ -15,6 +15,7 @@ from uuid import UUID
 
 from pgherald import screen
 from pgherald.config import load_settings, read_settings_file
+from pgherald.errors import HeraldError
 from pgherald.screen import Screen
 
 if TYPE_CHECKING:
@@ -113,13 +114,21 @@ def terminal() -> Screen:
     """Where the answer goes: as wide as the terminal, eighty columns without one."""
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size((screen.WIDTH, 24)).columns if is_terminal else screen.WIDTH
-    return Screen(width, colour=is_terminal and not os.environ.get("NO_COLOR"))
+    colour = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Screen(width, colour=colour)
 
 
 def say(text: str) -> None:
-    """Print at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    """Print at once. Raises BrokenPipeError where nobody reads it any more, HeraldError where it cannot be written."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is in its buffer would be tried again at the end of the interpreter, and fail with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise HeraldError(f"the answer cannot be written: {error.strerror}") from None
 
 
 def scenario_id(operations: Operations, arguments: argparse.Namespace) -> UUID | None:

@@ -208,7 +208,9 @@ def _preview_text(name: str, found: Sequence[Previewed], arguments: argparse.Nam
         # those it would reach first, then the latest
         shown = sorted(found, key=lambda each: (each.decision != "send", -each.due_at.timestamp()))[: arguments.limit]
         rows = [(moment(each.due_at), each.decision, each.user_id, each.activity_ref) for each in shown]
-        lines += ["", to.table(("DUE (UTC)", "DECISION", "USER", "ABOUT"), rows, widest=3)]
+        # A terminal's lines are cut; whoever searches them in a pipe needs all of it.
+        cut_at = 3 if sys.stdout.isatty() else None
+        lines += ["", to.table(("DUE (UTC)", "DECISION", "USER", "ABOUT"), rows, widest=cut_at)]
         if len(found) > len(shown):
             lines.append(f"... and {len(found) - len(shown):,} more (--limit, --json)")
     return "\n".join(lines)

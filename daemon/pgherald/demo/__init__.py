@@ -259,19 +259,21 @@ def _stay(stage: Stage, witness: Witness, screen: Screen) -> None:
 
 
 def _invite(stage: Stage, screen: Screen) -> None:
-    program = "pgherald" if shutil.which("pgherald") else Path(sys.argv[0]).absolute()
-    psql = "psql" if shutil.which("psql") else stage.psql
+    programs = {"pgherald": Path(sys.executable).parent, "psql": stage.psql.parent}
+    not_found = [str(directory) for name, directory in programs.items() if not shutil.which(name)]
     listen = stage.daemon.said("starting")["listen"]
     settings = stage.settings | {"PGHERALD_DATABASE_URL": stage.dsn, "PGHERALD_METRICS_LISTEN": listen}
     screen.line()
     screen.paragraph("It goes on running, and shows here what happens. In another terminal:", Style.HEADING)
     for name, value in settings.items():
         screen.line(f"export {name}='{value}'")
+    if not_found:
+        screen.line(f'export PATH="$PATH:{":".join(not_found)}"')
     for command in story.COMMANDS:
-        screen.line(f"{program} {command}")
+        screen.line(f"pgherald {command}")
     screen.line(f"curl http://{listen}/metrics")
     screen.line(f"curl {stage.emulator.endpoint}/emulator/messages")
-    screen.line(f'{psql} "$PGHERALD_DATABASE_URL"')
+    screen.line('psql "$PGHERALD_DATABASE_URL"')
     screen.line()
     screen.paragraph("and in that psql, for example:", Style.HEADING)
     for comment, statement in story.TO_TRY:

@@ -122,9 +122,8 @@ async def _examine(settings: Settings) -> list[Finding]:
             if not any(each.check == "fcm_endpoint" and each.state is State.PROBLEM for each in reached):
                 found.append(await _validate(way, witness[0]))
     except ConfigError as error:
-        found.append(
-            problem(Part.FCM, "fcm_credentials", str(error), "see there; `pgherald --help` lists the settings")
-        )
+        remedy = "PGHERALD_FCM_CREDENTIALS=/path/to/the/key.json, which this user can read"
+        found.append(problem(Part.FCM, "fcm_credentials", str(error), remedy))
     return found
 
 
