@@ -232,14 +232,15 @@ return case
   when p_scenario.body_key !~ '^[A-Za-z0-9_.-]{1,100}$' then 'body_key must be a key such as "inactivity_body", not a text'
   when p_scenario.presentation not in ('alert', 'data') then 'presentation must be alert or data'
   when p_scenario.devices not in ('latest', 'all') then 'devices must be latest or all'
-  when p_scenario.cooldown < interval '0' then 'cooldown must not be negative, for example 7 days'
+  when p_scenario.cooldown not between interval '0' and interval '36500 days' then 'cooldown must lie between 0 and 36500 days, for example 7 days'
   when (p_scenario.quiet_from is null) <> (p_scenario.quiet_until is null) then 'quiet_from and quiet_until go together, for example 21:00 and 08:00'
   when p_scenario.quiet_from = p_scenario.quiet_until then 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'
   when p_scenario.mode not in ('off', 'shadow', 'canary', 'on') then 'mode must be off, shadow, canary or on'
   when p_scenario.mode = 'canary' and p_scenario.canary_percent is null then 'mode canary needs canary_percent, for example 10'
   when p_scenario.canary_percent not between 0 and 100 then 'canary_percent must lie between 0 and 100'
   when p_scenario.jitter not between interval '0' and interval '1 hour' then 'jitter must lie between 0 and 1 hour'
-  when p_scenario.expires_after <= interval '0' then 'expires_after must be longer than nothing, for example 3 days'
+  when p_scenario.expires_after <= interval '0' or p_scenario.expires_after > interval '36500 days'
+    then 'expires_after must be longer than nothing and at most 36500 days, for example 3 days'
   when p_scenario.on_unknown not in ('drop', 'resend') then 'on_unknown must be drop or resend'
   when p_scenario.max_prompts_per_run <= 0 then 'max_prompts_per_run must be at least 1, or null for no limit'
   when not isfinite(p_scenario.evaluated_through) then 'evaluated_through must be a moment, not infinity'
@@ -319,6 +320,11 @@ begin
       old.cooldown, old.quiet_from, old.quiet_until, old.mode, old.canary_percent, old.jitter, old.expires_after, old.on_unknown,
       old.max_prompts_per_run, true)
   then
+    -- keys that were left out are those of the type
+    if new.scenario_type <> old.scenario_type then
+      new.title_key := nullif(new.title_key, old.scenario_type || '_title');
+      new.body_key := nullif(new.body_key, old.scenario_type || '_body');
+    end if;
     new := herald.checked_scenario(new);
   end if;
   if old.mode = 'off' and new.mode <> 'off' then
@@ -402,10 +408,10 @@ comment on column herald.scenario.quiet_until is 'End of the quiet hours in the 
 comment on column herald.scenario.canary_percent is 'Per cent of the people, 0 to 100, that mode canary sends to: always the same ones.';
 comment on column herald.scenario.created_at is 'When it was inserted.';
 comment on column herald.setting.only_row is 'True: there is one row.';
-comment on column herald.setting.prompt_retention is 'A prompt that was sent, failed, skipped or expired is deleted so long after, not before the longest cooldown and expires_after are over; at least 1 day.';
-comment on column herald.setting.history_retention is 'Rows of herald.scenario_prompt_history are deleted this long after their push; at least 1 day.';
-comment on column herald.setting.notification_retention is 'Rows of herald.scenario_notification are deleted this long after their push, not before the prompts; at least 1 day.';
-comment on column herald.setting.run_retention is 'Rows of herald.evaluation_run, and pg_cron''s of our jobs, are deleted this long after their run; at least 1 day.';
+comment on column herald.setting.prompt_retention is 'A prompt that was sent, failed, skipped or expired is deleted so long after, not before cooldown and expires_after of its scenario are over; 1 to 36500 days.';
+comment on column herald.setting.history_retention is 'Rows of herald.scenario_prompt_history are deleted this long after their push; 1 to 36500 days.';
+comment on column herald.setting.notification_retention is 'Rows of herald.scenario_notification are deleted this long after their push, not before the prompts nor the longest cooldown of their type; 1 to 36500 days.';
+comment on column herald.setting.run_retention is 'Rows of herald.evaluation_run, and pg_cron''s of our jobs, are deleted this long after their run; 1 to 36500 days.';
 comment on column herald.message_text.text_key is 'As in title_key or body_key of a scenario.';
 comment on column herald.message_text.locale is 'Such as nb or en-GB.';
 comment on column herald.message_text.text is 'What herald.notification_content() gives to the phone.';

@@ -166,7 +166,8 @@ revoke all on function herald.check_notification_id from public;
 
 -- The texts by key in the caller's locale: exact, then its language, then English, then the key itself. Of a scenario that
 -- is gone, the default keys of its type. The caller is checked before anything is looked up: in one query, an id that
--- does not exist would skip the check, and so tell that it does not.
+-- does not exist would skip the check, and so tell that it does not. A phone may ask before the record is written, and of a
+-- push whose answer was lost: the prompt knows as well.
 create or replace function herald.notification_content(p_notification_id uuid)
 returns table (notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamptz, opened_at timestamptz)
 language plpgsql stable security definer
@@ -180,7 +181,15 @@ begin
   return query
   select
     n.id, n.scenario_type, coalesce(t.title, k.title_key), coalesce(t.body, k.body_key), n.activity_ref, n.dispatched_at, n.opened_at
-  from herald.scenario_notification as n
+  from (
+    select d.id, d.user_id, d.scenario_id, d.scenario_type, d.activity_ref, d.dispatched_at, d.opened_at
+    from herald.scenario_notification as d
+    where d.id = p_notification_id and d.user_id = v_user
+    union all
+    select p.notification_id, p.user_id, p.scenario_id, p.scenario_type, p.activity_ref, null, null
+    from herald.prompt as p
+    where p.notification_id = p_notification_id and p.user_id = v_user and p.status in ('sending', 'unknown')
+  ) as n
   left join herald.scenario as s on s.scenario_id = n.scenario_id
   cross join lateral (
     select coalesce(s.title_key, n.scenario_type || '_title') as title_key, coalesce(s.body_key, n.scenario_type || '_body') as body_key
@@ -204,12 +213,11 @@ begin
       where x.text_key in (k.title_key, k.body_key)
     ) as m
     where m.place is not null
-  ) as t on true
-  where n.id = p_notification_id and n.user_id = v_user;
+  ) as t on true;
 end
 $$;
 comment on function herald.notification_content is
-  'What a push was about, in the caller''s locale; no row for an unknown id or somebody else''s.';
+  'What a push was about, in the caller''s locale; dispatched_at null: not recorded as accepted; no row for an unknown id or somebody else''s.';
 revoke all on function herald.notification_content from public;
 grant execute on function herald.notification_content to authenticated;
 

@@ -118,6 +118,44 @@ $$;
 comment on function herald.visible_people is 'Those of these people whom the caller may learn about.';
 revoke all on function herald.visible_people from public;
 
+-- An evaluator may meet rows of anybody before it leaves them out, and its error may quote them: a coordinator learns its code.
+create or replace function herald.visible_candidates(p_scenario herald.scenario, p_from timestamptz, p_to timestamptz, p_most integer)
+returns herald.candidate[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_candidates herald.candidate[];
+  v_through timestamptz;
+begin
+  begin
+    select c.candidates, c.through into v_candidates, v_through
+    from herald.candidates_between(p_scenario, p_from, p_to, p_most, herald.my_people()) as c;
+  exception when others then
+    if herald.is_staff() then
+      raise;
+    end if;
+    raise exception 'the evaluator of % fails with %', p_scenario.scenario_type, sqlstate
+      using errcode = sqlstate, hint = 'the same call as herald_reader or the database''s owner says why';
+  end;
+  if v_through < p_to then
+    raise exception 'the time from % to % holds more than % candidates', p_from, p_to, p_most
+      using errcode = 'program_limit_exceeded', hint = 'ask for a shorter time';
+  end if;
+  return array(
+    select c
+    from unnest(v_candidates) as c
+    where c.user_id in (
+      select v.user_id
+      from herald.visible_people(array(select distinct d.user_id from unnest(v_candidates) as d)) as v (user_id)
+    )
+  );
+end
+$$;
+comment on function herald.visible_candidates is
+  'The candidates of (p_from, p_to] whom the caller may learn about; refuses more than p_most. What an evaluator fails on, only staff are told.';
+revoke all on function herald.visible_candidates from public;
+
 create or replace function herald.previewed(p_scenario herald.scenario, p_now timestamptz, p_window interval)
 returns table (user_id uuid, activity_ref text, due_at timestamptz, decision text)
 language plpgsql stable
@@ -128,8 +166,6 @@ as $$
 #variable_conflict use_column
 declare
   c_most constant integer := 200000;
-  v_candidates herald.candidate[];
-  v_through timestamptz;
 begin
   if p_now is null or not isfinite(p_now) or p_window is null or p_window <= interval '0' or p_window > interval '366 days' then
     raise exception 'a preview needs a moment and a window of up to a year'
@@ -138,19 +174,9 @@ begin
   if p_scenario.mode = 'off' then
     p_scenario.mode := 'on';
   end if;
-  select c.candidates, c.through into v_candidates, v_through
-  from herald.candidates_between(p_scenario, p_now - p_window, p_now, c_most, herald.my_people()) as c;
-  if v_through < p_now then
-    raise exception 'this window holds more than % candidates', c_most
-      using errcode = 'program_limit_exceeded', hint = 'pass a smaller p_window';
-  end if;
   return query
   select g.user_id, g.activity_ref, g.due_at, g.decision
-  from herald.gate(p_scenario, v_candidates, p_now) as g
-  where g.user_id in (
-    select v.user_id
-    from herald.visible_people(array(select distinct c.user_id from unnest(v_candidates) as c)) as v (user_id)
-  )
+  from herald.gate(p_scenario, herald.visible_candidates(p_scenario, p_now - p_window, p_now, c_most), p_now) as g
   order by g.due_at, g.user_id, g.activity_ref;
 end
 $$;

@@ -13,27 +13,15 @@ as $$
 declare
   c_most constant integer := 1000000;
   c_people constant integer := 20;
-  v_candidates herald.candidate[];
-  v_through timestamptz;
 begin
   if p_from is null or p_to is null or not isfinite(p_from) or not isfinite(p_to) or p_from >= p_to then
     raise exception 'a backtest needs a time that begins before it ends'
       using errcode = 'invalid_parameter_value', hint = 'for example p_from => now() - interval ''90 days'', p_to => now()';
   end if;
-  select c.candidates, c.through into v_candidates, v_through
-  from herald.candidates_between(p_scenario, p_from, p_to, c_most, herald.my_people()) as c;
-  if v_through < p_to then
-    raise exception 'this time holds more than % candidates', c_most
-      using errcode = 'program_limit_exceeded', hint = 'pass a shorter time';
-  end if;
   return query
-  with visible as materialized (
-    select v.user_id
-    from herald.visible_people(array(select distinct c.user_id from unnest(v_candidates) as c)) as v (user_id)
-  ), candidate as (
+  with candidate as (
     select c.user_id, c.activity_ref, c.due_at
-    from unnest(v_candidates) as c
-    join visible as v on v.user_id = c.user_id
+    from unnest(herald.visible_candidates(p_scenario, p_from, p_to, c_most)) as c
     join herald.source_recipient as r on r.user_id = c.user_id
     where r.organisation_id = p_scenario.organisation_id and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
   ), decided as materialized (

@@ -24,17 +24,17 @@ set jit = off
 as $$
 declare
   v_setting herald.setting;
-  v_keep interval;
   v_rows integer;
   v_more boolean := false;
 begin
   select g.* into v_setting from herald.setting as g;
-  select greatest(v_setting.prompt_retention, max(s.expires_after) + interval '1 day', max(s.cooldown)) into v_keep
-  from herald.scenario as s;
   delete from herald.prompt as p
   where p.ctid = any (array(
-    select q.ctid from herald.prompt as q
-    where q.created_at < p_now - v_keep and q.status in ('sent', 'failed', 'skipped', 'expired') and q.settled_at < p_now - v_keep
+    select q.ctid
+    from herald.prompt as q
+    join herald.scenario as s on s.scenario_id = q.scenario_id
+    where q.created_at < p_now - v_setting.prompt_retention and q.status in ('sent', 'failed', 'skipped', 'expired')
+      and greatest(q.created_at, q.settled_at) < p_now - greatest(v_setting.prompt_retention, s.expires_after + interval '1 day', s.cooldown)
     limit p_batch));
   get diagnostics v_rows = row_count;
   v_more := v_more or v_rows = p_batch;
@@ -47,8 +47,15 @@ begin
   v_more := v_more or v_rows = p_batch;
   delete from herald.scenario_notification as n
   where n.ctid = any (array(
-    select q.ctid from herald.scenario_notification as q
-    where q.dispatched_at < p_now - greatest(v_setting.notification_retention, v_keep)
+    select q.ctid
+    from herald.scenario_notification as q
+    left join (
+      select s.scenario_type, greatest(max(s.expires_after) + interval '1 day', max(s.cooldown)) as keep
+      from herald.scenario as s
+      group by s.scenario_type
+    ) as t on t.scenario_type = q.scenario_type
+    where q.dispatched_at < p_now - greatest(v_setting.notification_retention, v_setting.prompt_retention)
+      and q.dispatched_at < p_now - coalesce(t.keep, interval '0')
     limit p_batch));
   get diagnostics v_rows = row_count;
   v_more := v_more or v_rows = p_batch;

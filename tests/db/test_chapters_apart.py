@@ -224,3 +224,32 @@ def test_an_evaluator_that_fails_on_another_chapters_rows_tells_nothing(
     db.execute("update app.peer_mentor set time_zone = '4 secret' where user_id = %s", (B1,))
     assert "4 secret" in answer(db, preview, scenario or ()), "the control: staff see the error"
     assert previewed() == before
+
+
+def test_what_an_evaluator_fails_on_is_told_to_staff_only(quiet_world: tuple[psycopg.Connection, list[str]]) -> None:
+    """It may meet rows of anybody, such as where a view casts a column, before it leaves them out."""
+    db, _ = quiet_world
+    db.execute("alter table app.peer_mentor add secret text default 'Kari Nordmann'")
+    db.execute(
+        "create function herald.due_cast("
+        "p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
+        "returns setof herald.candidate language sql stable as $$ "
+        "select m.user_id, m.secret::int::text, upper(p_window) from app.peer_mentor as m $$"
+    )
+    db.execute("grant usage on schema app to herald_owner; grant select on app.peer_mentor to herald_owner")
+    db.execute("""select herald.register_scenario_type('cast', 'herald.due_cast', '{"en": "Send"}', '{}')""")
+    scenario = db.execute(
+        "insert into herald.scenario (scenario_type, organisation_id, name) values ('cast', %s, 'f') "
+        "returning scenario_id",
+        (ORGANISATION,),
+    ).fetchone()
+    assert scenario is not None
+    for question in (
+        "select user_id from herald.preview(%s::uuid)",
+        "select user_id from herald.backtest(%s, now() - interval '2 days')",
+    ):
+        assert "Kari Nordmann" in answer(db, question, scenario), "the control: staff see the error"
+        with db.transaction(force_rollback=True), acting_as(db, "authenticated", COORDINATOR_A):
+            said = answer(db, question, scenario)
+        assert "the evaluator of cast fails with 22P02" in said
+        assert "Kari" not in said

@@ -376,6 +376,21 @@ def test_content_falls_back_to_the_keys_and_survives_its_scenario(database: Data
     assert content(database, A1, NOTIFICATION_A1) == [("inactivity_title", "inactivity_body")]
 
 
+def test_content_is_there_before_the_record_and_of_what_may_have_arrived(
+    database: Database, db: psycopg.Connection
+) -> None:
+    db.execute("delete from herald.scenario_notification")
+    for status, text in (
+        ("ready", []),
+        ("sending", [("Hei", "How are you?")]),
+        ("unknown", [("Hei", "How are you?")]),
+        ("failed", []),
+    ):
+        db.execute("update herald.prompt set status = %s, owner = 't', claimed_at = now(), deadline = now()", (status,))
+        assert content(database, A1, NOTIFICATION_A1) == text, status
+        assert content(database, B1, NOTIFICATION_A1) == [], status
+
+
 def test_a_push_is_marked_opened_once_and_by_its_person_only(database: Database, db: psycopg.Connection) -> None:
     def opened() -> list[object]:
         return [row[0] for row in db.execute("select opened_at from herald.scenario_notification order by id desc")]

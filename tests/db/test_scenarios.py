@@ -45,12 +45,14 @@ BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
     ({"mode": "paused"}, "mode must be off, shadow, canary or on"),
     ({"mode": "canary"}, "mode canary needs canary_percent, for example 10"),
     ({"mode": "canary", "canary_percent": 101}, "canary_percent must lie between 0 and 100"),
-    ({"cooldown": "-1 day"}, "cooldown must not be negative"),
+    ({"cooldown": "-1 day"}, "cooldown must lie between 0 and 36500 days"),
+    ({"cooldown": "9999 years"}, "cooldown must lie between 0 and 36500 days"),
     ({"quiet_from": "21:00"}, "quiet_from and quiet_until go together"),
     ({"quiet_from": "21:00", "quiet_until": "21:00"}, "quiet_from and quiet_until must differ"),
     ({"presentation": "sound"}, "presentation must be alert or data"),
     ({"devices": "some"}, "devices must be latest or all"),
     ({"expires_after": "0"}, "expires_after must be longer than nothing"),
+    ({"expires_after": "9999 years"}, "expires_after must be longer than nothing and at most 36500 days"),
     ({"jitter": "2 hours"}, "jitter must lie between 0 and 1 hour"),
     ({"on_unknown": "panic"}, "on_unknown must be drop or resend"),
     ({"max_prompts_per_run": 0}, "max_prompts_per_run must be at least 1"),
@@ -100,6 +102,28 @@ def test_the_constraints_of_the_table_hold_without_the_trigger_too(app: App) -> 
         if columns.get("evaluated_through") != "infinity":
             with pytest.raises(psycopg.errors.IntegrityError):
                 app.scenario("inactivity", {"days": 30}, **{"title_key": "a", "body_key": "b", **columns})
+
+
+def test_the_longest_cooldown_and_life_stop_nothing(app: App) -> None:
+    scenario = app.scenario("inactivity", {"days": 30}, cooldown="36500 days", expires_after="36500 days")
+    person = app.person(registered_at=now() - 30 * DAY - MINUTE)
+    app.db.execute(
+        "update herald.scenario set evaluated_through = now() - interval '1 hour' where scenario_id = %s", (scenario,)
+    )
+    app.db.execute("insert into herald.touched_user values (%s)", (person,))
+    assert app.db.execute("select prompts, error from herald.evaluate_touched()").fetchall() == [(1, None)]
+    assert claim(app) == ["send"]
+    assert app.db.execute("select herald.maintain_batch(now(), 100)").fetchone() == (False,)
+    assert app.db.execute("select herald.describe(%s)", (scenario,)).fetchone() is not None
+
+
+def test_a_scenario_of_another_type_speaks_of_that_unless_it_was_told_what_to_say(app: App) -> None:
+    def keys() -> object:
+        return app.db.execute("select title_key, body_key from herald.scenario").fetchone()
+
+    app.scenario("inactivity", {"days": 30}, body_key="come_back")
+    app.db.execute("update herald.scenario set scenario_type = 'milestone', params = '{\"counts\": [1]}'")
+    assert keys() == ("milestone_title", "come_back")
 
 
 def test_an_unknown_type_is_refused_with_the_known_ones(app: App) -> None:

@@ -89,6 +89,15 @@ def test_what_keeps_a_second_push_away_stays_as_long_as_it_may_be_needed(organis
     assert "sent" in [status for status, _ in organisation.prompts().values()]
 
 
+def test_a_long_cooldown_of_one_scenario_keeps_nothing_of_another(organisation: Organisation) -> None:
+    db = organisation.db
+    organisation.scenario("inactivity", {"days": 30}, cooldown="36500 days", expires_after="36500 days")
+    age(db, "1000 days")
+    db.execute("call herald.maintain()")
+    assert count(db, "herald.scenario_notification") == 0
+    assert sorted(status for status, _ in organisation.prompts().values()) == ["ready", "unknown"]
+
+
 def test_deleting_is_done_in_batches_that_commit(organisation: Organisation) -> None:
     db = organisation.db
     age(db, "1000 days")

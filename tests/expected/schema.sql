@@ -49,9 +49,9 @@ CREATE TABLE herald.scenario (
     CONSTRAINT scenario_body_key CHECK ((body_key ~ '^[A-Za-z0-9_.-]{1,100}$'::text)),
     CONSTRAINT scenario_canary CHECK (((mode <> 'canary'::text) OR (canary_percent IS NOT NULL))),
     CONSTRAINT scenario_canary_percent CHECK (((canary_percent >= 0) AND (canary_percent <= 100))),
-    CONSTRAINT scenario_cooldown CHECK ((cooldown >= '00:00:00'::interval)),
+    CONSTRAINT scenario_cooldown CHECK (((cooldown >= '00:00:00'::interval) AND (cooldown <= '36500 days'::interval))),
     CONSTRAINT scenario_devices CHECK ((devices = ANY (ARRAY['latest'::text, 'all'::text]))),
-    CONSTRAINT scenario_expires_after CHECK ((expires_after > '00:00:00'::interval)),
+    CONSTRAINT scenario_expires_after CHECK (((expires_after > '00:00:00'::interval) AND (expires_after <= '36500 days'::interval))),
     CONSTRAINT scenario_jitter CHECK (((jitter >= '00:00:00'::interval) AND (jitter <= '01:00:00'::interval))),
     CONSTRAINT scenario_max_prompts_per_run CHECK ((max_prompts_per_run > 0)),
     CONSTRAINT scenario_mode CHECK ((mode = ANY (ARRAY['off'::text, 'shadow'::text, 'canary'::text, 'on'::text]))),
@@ -665,7 +665,7 @@ CREATE FUNCTION herald.scenario_from(p_definition jsonb, p_now timestamp with ti
 CREATE FUNCTION herald.scenario_problem(p_scenario herald.scenario) RETURNS text
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN CASE WHEN ((p_scenario).organisation_id IS NULL) THEN 'organisation_id is missing'::text WHEN (((p_scenario).name IS NULL) OR ((length((p_scenario).name) < 1) OR (length((p_scenario).name) > 200))) THEN 'name must be a text of 1 to 200 characters'::text WHEN ((p_scenario).title_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'title_key must be a key such as "inactivity_title", not a text'::text WHEN ((p_scenario).body_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'body_key must be a key such as "inactivity_body", not a text'::text WHEN ((p_scenario).presentation <> ALL (ARRAY['alert'::text, 'data'::text])) THEN 'presentation must be alert or data'::text WHEN ((p_scenario).devices <> ALL (ARRAY['latest'::text, 'all'::text])) THEN 'devices must be latest or all'::text WHEN ((p_scenario).cooldown < '00:00:00'::interval) THEN 'cooldown must not be negative, for example 7 days'::text WHEN (((p_scenario).quiet_from IS NULL) <> ((p_scenario).quiet_until IS NULL)) THEN 'quiet_from and quiet_until go together, for example 21:00 and 08:00'::text WHEN ((p_scenario).quiet_from = (p_scenario).quiet_until) THEN 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'::text WHEN ((p_scenario).mode <> ALL (ARRAY['off'::text, 'shadow'::text, 'canary'::text, 'on'::text])) THEN 'mode must be off, shadow, canary or on'::text WHEN (((p_scenario).mode = 'canary'::text) AND ((p_scenario).canary_percent IS NULL)) THEN 'mode canary needs canary_percent, for example 10'::text WHEN (((p_scenario).canary_percent < 0) OR ((p_scenario).canary_percent > 100)) THEN 'canary_percent must lie between 0 and 100'::text WHEN (((p_scenario).jitter < '00:00:00'::interval) OR ((p_scenario).jitter > '01:00:00'::interval)) THEN 'jitter must lie between 0 and 1 hour'::text WHEN ((p_scenario).expires_after <= '00:00:00'::interval) THEN 'expires_after must be longer than nothing, for example 3 days'::text WHEN ((p_scenario).on_unknown <> ALL (ARRAY['drop'::text, 'resend'::text])) THEN 'on_unknown must be drop or resend'::text WHEN ((p_scenario).max_prompts_per_run <= 0) THEN 'max_prompts_per_run must be at least 1, or null for no limit'::text WHEN (NOT isfinite((p_scenario).evaluated_through)) THEN 'evaluated_through must be a moment, not infinity'::text ELSE NULL::text END;
+    RETURN CASE WHEN ((p_scenario).organisation_id IS NULL) THEN 'organisation_id is missing'::text WHEN (((p_scenario).name IS NULL) OR ((length((p_scenario).name) < 1) OR (length((p_scenario).name) > 200))) THEN 'name must be a text of 1 to 200 characters'::text WHEN ((p_scenario).title_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'title_key must be a key such as "inactivity_title", not a text'::text WHEN ((p_scenario).body_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'body_key must be a key such as "inactivity_body", not a text'::text WHEN ((p_scenario).presentation <> ALL (ARRAY['alert'::text, 'data'::text])) THEN 'presentation must be alert or data'::text WHEN ((p_scenario).devices <> ALL (ARRAY['latest'::text, 'all'::text])) THEN 'devices must be latest or all'::text WHEN (((p_scenario).cooldown < '00:00:00'::interval) OR ((p_scenario).cooldown > '36500 days'::interval)) THEN 'cooldown must lie between 0 and 36500 days, for example 7 days'::text WHEN (((p_scenario).quiet_from IS NULL) <> ((p_scenario).quiet_until IS NULL)) THEN 'quiet_from and quiet_until go together, for example 21:00 and 08:00'::text WHEN ((p_scenario).quiet_from = (p_scenario).quiet_until) THEN 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'::text WHEN ((p_scenario).mode <> ALL (ARRAY['off'::text, 'shadow'::text, 'canary'::text, 'on'::text])) THEN 'mode must be off, shadow, canary or on'::text WHEN (((p_scenario).mode = 'canary'::text) AND ((p_scenario).canary_percent IS NULL)) THEN 'mode canary needs canary_percent, for example 10'::text WHEN (((p_scenario).canary_percent < 0) OR ((p_scenario).canary_percent > 100)) THEN 'canary_percent must lie between 0 and 100'::text WHEN (((p_scenario).jitter < '00:00:00'::interval) OR ((p_scenario).jitter > '01:00:00'::interval)) THEN 'jitter must lie between 0 and 1 hour'::text WHEN (((p_scenario).expires_after <= '00:00:00'::interval) OR ((p_scenario).expires_after > '36500 days'::interval)) THEN 'expires_after must be longer than nothing and at most 36500 days, for example 3 days'::text WHEN ((p_scenario).on_unknown <> ALL (ARRAY['drop'::text, 'resend'::text])) THEN 'on_unknown must be drop or resend'::text WHEN ((p_scenario).max_prompts_per_run <= 0) THEN 'max_prompts_per_run must be at least 1, or null for no limit'::text WHEN (NOT isfinite((p_scenario).evaluated_through)) THEN 'evaluated_through must be a moment, not infinity'::text ELSE NULL::text END;
 
 CREATE FUNCTION herald.schema_version(p_program integer) RETURNS TABLE(version integer, breaking boolean)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -777,6 +777,11 @@ CREATE FUNCTION herald.unwatch(p_table regclass) RETURNS void
 
 CREATE FUNCTION herald.value_problem(p_schema jsonb, p_value jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
+CREATE FUNCTION herald.visible_candidates(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone, p_most integer) RETURNS herald.candidate[]
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
@@ -1113,12 +1118,12 @@ CREATE TABLE herald.setting (
     run_retention interval DEFAULT '30 days'::interval NOT NULL,
     token_retention interval DEFAULT '270 days'::interval NOT NULL,
     CONSTRAINT setting_daily_cap CHECK ((daily_cap > 0)),
-    CONSTRAINT setting_history_retention CHECK ((history_retention >= '1 day'::interval)),
-    CONSTRAINT setting_notification_retention CHECK ((notification_retention >= '1 day'::interval)),
+    CONSTRAINT setting_history_retention CHECK (((history_retention >= '1 day'::interval) AND (history_retention <= '36500 days'::interval))),
+    CONSTRAINT setting_notification_retention CHECK (((notification_retention >= '1 day'::interval) AND (notification_retention <= '36500 days'::interval))),
     CONSTRAINT setting_only_row CHECK (only_row),
-    CONSTRAINT setting_prompt_retention CHECK ((prompt_retention >= '1 day'::interval)),
-    CONSTRAINT setting_run_retention CHECK ((run_retention >= '1 day'::interval)),
-    CONSTRAINT setting_token_retention CHECK ((token_retention >= '1 day'::interval))
+    CONSTRAINT setting_prompt_retention CHECK (((prompt_retention >= '1 day'::interval) AND (prompt_retention <= '36500 days'::interval))),
+    CONSTRAINT setting_run_retention CHECK (((run_retention >= '1 day'::interval) AND (run_retention <= '36500 days'::interval))),
+    CONSTRAINT setting_token_retention CHECK (((token_retention >= '1 day'::interval) AND (token_retention <= '36500 days'::interval)))
 );
 
 ALTER TABLE ONLY herald.setting FORCE ROW LEVEL SECURITY;
@@ -1790,6 +1795,8 @@ GRANT ALL ON FUNCTION herald.unregister_device_token(p_token text) TO authentica
 REVOKE ALL ON FUNCTION herald.unwatch(p_table regclass) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.value_problem(p_schema jsonb, p_value jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.visible_candidates(p_scenario herald.scenario, p_from timestamp with time zone, p_to timestamp with time zone, p_most integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.visible_people(p_users uuid[]) FROM PUBLIC;
 
