@@ -10,8 +10,9 @@ import argparse
 import importlib.metadata
 import os
 import sys
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - it has no other name
 
-_DESCRIPTION = "Turns what Postgres finds due into exactly one push through Firebase Cloud Messaging, and one record."
+_DESCRIPTION = """\
+Turns what Postgres finds due into exactly one push through Firebase Cloud
+Messaging, and one record."""
+
+_EXIT_CODES = """\
+exit codes:
+  0 good, 1 found a problem, 2 wrong usage, 78 configuration that cannot work"""
+
+_WRAPPED: Any = {"width": 80, "subsequent_indent": " " * 6, "break_on_hyphens": False}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,10 +90,9 @@ def _parser() -> argparse.ArgumentParser:
 def _settings_help() -> str:
     lines = ["settings (environment variables; an unknown PGHERALD_* is an error):"]
     for setting in SETTINGS:
-        lines += [f"  {setting.name} (default: {setting.default})", f"      {setting.meaning}."]
-    return "\n".join(
-        [*lines, "", "exit codes: 0 good, 1 found a problem, 2 wrong usage, 78 configuration that cannot work"]
-    )
+        lines += textwrap.wrap(f"{setting.name} (default: {setting.default})", initial_indent="  ", **_WRAPPED)
+        lines += textwrap.wrap(f"{setting.meaning}.", initial_indent="      ", **_WRAPPED)
+    return "\n".join([*lines, "", _EXIT_CODES])
 
 
 def _add_migrate(commands: Commands) -> None:
@@ -107,26 +115,27 @@ def _add_migrate(commands: Commands) -> None:
 
 def _migrate(arguments: argparse.Namespace) -> int:
     from pgherald import schema
+    from pgherald.commands.command import say
     from pgherald.config import load_settings
 
     if arguments.dump_sql:
         if arguments.dry_run or arguments.json:
             raise UsageError("--dump-sql prints a script and does nothing else: leave --dry-run and --json out")
-        print(schema.dump_sql(with_reference=arguments.with_reference), end="")
+        say(schema.dump_sql(with_reference=arguments.with_reference).rstrip("\n"))
         return 0
     report = schema.migrate(
         load_settings(os.environ).database_url, with_reference=arguments.with_reference, dry_run=arguments.dry_run
     )
     if arguments.json:
-        print(orjson.dumps(report).decode())
+        say(orjson.dumps(report).decode())
         return 0
     for name in report.applied:
-        print(f"migration {name}: {'would be applied' if report.dry_run else 'applied'}")
-    print(f"schema version {report.version}; functions {'would be' if report.dry_run else 'are'} as shipped")
+        say(f"migration {name}: {'would be applied' if report.dry_run else 'applied'}")
+    say(f"schema version {report.version}; functions {'would be' if report.dry_run else 'are'} as shipped")
     if report.cron:
-        print("pg_cron jobs herald-evaluate (each minute) and herald-maintain (nightly) are scheduled")
+        say("pg_cron jobs herald-evaluate (each minute) and herald-maintain (nightly) are scheduled")
     for warning in report.warnings:
-        print(f"note: {warning}")
+        say(f"note: {warning}")
     return 0
 
 

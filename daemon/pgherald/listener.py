@@ -116,7 +116,8 @@ class Listener:
             except (*STORE_ERRORS, TimeoutError, OSError) as error:
                 failures += 1
                 self._metrics.listener_up.set(0)
-                self._metrics.listener_reconnects_total.inc()
+                if failures == 1:
+                    self._metrics.listener_reconnects_total.inc()
                 self._health.set_degraded("listener_down")
                 if failures in (1, 5) or failures % 30 == 0:
                     log.warning("listener_lost", failures=failures, exception=describe_exception(error))

@@ -372,11 +372,12 @@ SCENARIO = (
 
 @ON_18
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' /dev/full")
-def test_an_answer_that_does_not_fit_on_the_disk(database: Database, home: Path) -> None:
+@pytest.mark.parametrize("command", ["status", "migrate --dump-sql"])
+def test_an_answer_that_does_not_fit_on_the_disk(database: Database, home: Path, command: str) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     with open("/dev/full", "wb") as full:
         ran = subprocess.run(
-            [sys.executable, "-m", "pgherald.cli", "status"],
+            [sys.executable, "-m", "pgherald.cli", *command.split()],
             env=environ | {"HOME": str(home), "PGHERALD_DATABASE_URL": database.daemon_dsn},
             stdout=full,
             stderr=subprocess.PIPE,

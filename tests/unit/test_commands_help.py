@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from pgherald import commands
+from pgherald import cli, commands
 from pgherald.devices import MASS_LEAST, MASS_SHARE
 from tests.support.command import Command
 
@@ -66,3 +66,15 @@ def test_the_help_of_a_verification_says_when_it_stops() -> None:
     text = " ".join(Command({})("tokens", "verify", "--help").out.split())
     assert MASS_SHARE == 1 / 3
     assert f"If more than {MASS_LEAST}, and more than a third, are invalid it stops" in text
+
+
+@pytest.mark.parametrize("command", [(), ("fcm-emulator",), ("migrate",), ("run",), ("demo",)])
+def test_help_fits_a_terminal_of_eighty_columns(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5
+    assert [line for line in lines if len(line) > 80] == []

@@ -22,27 +22,38 @@ if TYPE_CHECKING:
     from pgherald.emulator.service import Emulator
 
 _DESCRIPTION = """\
-A local Firebase Cloud Messaging v1 and OAuth token endpoint: checks the JWT and the message as Google does, keeps what
-it accepted, and fails when told to. Official Firebase SDKs work against it. Nothing reaches a phone."""
+A local Firebase Cloud Messaging v1 and OAuth token endpoint: checks the JWT and
+the message as Google does, keeps what it accepted, and fails when told to.
+Official Firebase SDKs work against it. Nothing reaches a phone."""
 
 _EPILOG = """\
-faults (--fault, repeatable; or PUT them as JSON to /emulator/faults while it runs):
-  latency=0.05  latency=0.1-0.5     wait before the answer
-  status=503  code=QUOTA_EXCEEDED   answer so; with retry_after=5 or retry_after_date=5, accepted=true, body=TEXT
-  drop_before  drop_after           reset the connection before or after the message is accepted
-  cut_headers  cut_body             close in the middle of the answer
-  silent  drip  drip=0.1            accept, then answer never, or byte by byte
-  goaway  goaway_before  goaway_after   HTTP/2 GOAWAY after the answer, instead of accepting, instead of the answer
-  each with ,next=3 or ,every=10 or ,fraction=0.1, ,token_prefix=ios- and ,on=token (the OAuth endpoint)
-  for example: --fault status=503,fraction=0.1 --fault drop_after,every=100 --latency 0.05
-  or while it runs: curl -X PUT .../emulator/faults -d '[{"do": "status", "status": 503, "fraction": 0.1}]'
+faults (--fault, repeatable; or PUT as JSON to /emulator/faults while it runs):
+  latency=0.05  latency=0.1-0.5   wait before the answer
+  status=503  code=QUOTA_EXCEEDED
+                            answer so; with retry_after=5 or retry_after_date=5,
+                            accepted=true, body=TEXT
+  drop_before  drop_after   reset the connection before or after the message is
+                            accepted
+  cut_headers  cut_body     close in the middle of the answer
+  silent  drip  drip=0.1    accept, then answer never, or byte by byte
+  goaway  goaway_before  goaway_after
+                            HTTP/2 GOAWAY after the answer, instead of
+                            accepting, instead of the answer
+  each with ,next=3 or ,every=10 or ,fraction=0.1, ,token_prefix=ios- and
+  ,on=token (the OAuth endpoint)
+  for example:
+    --fault status=503,fraction=0.1 --fault drop_after,every=100 --latency 0.05
+  or while it runs:
+    curl -X PUT .../emulator/faults \\
+      -d '[{"do": "status", "status": 503, "fraction": 0.1}]'
 
 device tokens that always fail, by how they begin:
   unregistered-  sender-mismatch-  invalid-  invalid-field-  apns-auth-  quota-
   (others: PUT {"TOKEN": "UNREGISTERED"} to /emulator/tokens)
 
 what it did:
-  GET /emulator/messages?since=SEQ   GET /emulator/counters   DELETE /emulator/messages"""
+  GET /emulator/messages?since=SEQ  GET /emulator/counters
+  DELETE /emulator/messages"""
 
 
 _TEXTS: Any = {
