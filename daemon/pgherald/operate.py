@@ -322,9 +322,9 @@ class Operations:
     def token_counts(self, unseen: timedelta | None = None) -> list[TokenCount]:
         return self._rows(TokenCount, "token_counts", unseen)
 
-    def prune_tokens(self, unseen: timedelta | None, batch: int = 10_000) -> int:
+    def prune_tokens(self, unseen: timedelta | None) -> int:
         """Delete devices unseen for so long (None: as the database is set to), batch by batch; how many it were."""
-        deleted = 0
+        deleted, batch = 0, 10_000
         while True:
             last = self._row(_Pruned, "prune_tokens", unseen, batch).prune_tokens
             deleted += last
