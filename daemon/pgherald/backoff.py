@@ -22,17 +22,17 @@ RECONNECT_CAP: Final = 10.0
 _DOUBLINGS_MAX: Final = 30  # beyond every cap, and far from what a float can hold
 
 
-def retry_delay(attempt: int, retry_after: float | None, base: float = RETRY_BASE, *, rng: Random) -> float:
+def retry_delay(attempt: int, retry_after: float | None, *, rng: Random) -> float:
     """Seconds until a push may be tried again, after its `attempt`-th try (from 1) was refused.
 
-    Full jitter between `base` and a ceiling that doubles with every try (20 s, 40 s, 80 s ...), never above an hour.
-    A `retry_after` (seconds) is honoured in full, with up to `base` seconds on top so that those who were told the same
-    moment do not all come back in it.
+    Full jitter between ten seconds and a ceiling that doubles with every try (20 s, 40 s, 80 s ...), never above an
+    hour. A `retry_after` (seconds) is honoured in full, with up to ten seconds on top so that those who were told the
+    same moment do not all come back in it.
     """
     doublings = min(max(attempt, 1), _DOUBLINGS_MAX)
-    delay = rng.uniform(base, max(base, min(RETRY_CAP, base * 2.0**doublings)))
+    delay = rng.uniform(RETRY_BASE, min(RETRY_CAP, RETRY_BASE * 2.0**doublings))
     if retry_after is not None:
-        delay = max(delay, retry_after + rng.uniform(0.0, base))
+        delay = max(delay, retry_after + rng.uniform(0.0, RETRY_BASE))
     return min(delay, RETRY_CAP)
 
 

@@ -123,15 +123,13 @@ class PushNotificationDispatcher:
         pacing: Pacing,
         metrics: Metrics,
         config: DispatchConfig,
-        *,
-        rng: Random | None = None,
     ) -> None:
         self._sender = sender
         self._recorder = recorder
         self._pacing = pacing
         self._metrics = metrics
         self._config = config
-        self._rng = rng or Random()
+        self._rng = Random()
         self._lease_seconds = config.lease.total_seconds()
         self._slots = anyio.Semaphore(config.max_in_flight, fast_acquire=True)
         self._expected = 0

@@ -52,10 +52,6 @@ class Response(NamedTuple):
 class NotSent(Exception):
     """Certain: no byte of the request left for the peer, or the peer has said that it does nothing about it."""
 
-    def __init__(self, code: Code = Code.NOT_CONNECTED) -> None:
-        super().__init__(code)
-        self.code = code
-
 
 class Unsure(Exception):
     """Bytes of the request may have reached the peer, and no whole answer came back."""
@@ -111,8 +107,8 @@ class FcmClient:
             self._headers_token = token
         try:
             response = await self._transport.post(self._url, self._headers, message, deadline)
-        except NotSent as error:
-            return Rejected(error.code, transient=True), token
+        except NotSent:
+            return Rejected(Code.NOT_CONNECTED, transient=True), token
         except Unsure as error:
             return outcome.Unsure(error.code), token
         return outcome.classify(response.status, response.headers, response.body, datetime.now(UTC)), token

@@ -218,12 +218,12 @@ def _place(filename: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.<>/-]", "?", "/".join(PurePath(filename).parts[-2:]))[-80:]
 
 
-def _traces(exc: BaseException, most: int = 12) -> list[dict[str, Any]]:
-    """This exception, then what a group holds and what led to each, as class and frames; at most `most` of them."""
+def _traces(exc: BaseException) -> list[dict[str, Any]]:
+    """This exception, then what a group holds and what led to each, as class and frames; at most 12 of them."""
     found: list[dict[str, Any]] = []
     waiting: list[BaseException] = [exc]
     seen: set[int] = set()
-    while waiting and len(found) < most:
+    while waiting and len(found) < 12:
         each = waiting.pop(0)
         if id(each) in seen:
             continue

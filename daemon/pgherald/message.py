@@ -47,10 +47,6 @@ class MessageError(ValueError):
     """This prompt cannot be sent to this device, however often it is tried. The text holds no value of either."""
 
 
-class MessageTooLarge(MessageError):
-    """The message is above FCM's 4096 bytes."""
-
-
 class UnsendableToken(MessageError):
     """FCM never issued such an address: as good as its own answer that the token is invalid."""
 
@@ -88,7 +84,7 @@ def build_message(prompt: Prompt, device: Device, *, ttl_seconds: int, expires_a
     except (TypeError, UnicodeEncodeError):
         raise MessageError("the prompt holds text that is not valid Unicode") from None
     if len(body) > MESSAGE_MAX:
-        raise MessageTooLarge(f"the message is {len(body)} bytes, above the {MESSAGE_MAX} that FCM takes")
+        raise MessageError(f"the message is {len(body)} bytes, above the {MESSAGE_MAX} that FCM takes")
     return body
 
 

@@ -15,7 +15,6 @@ import os
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
@@ -34,6 +33,7 @@ from google.oauth2 import service_account
 from pgherald.backoff import reconnect_delay
 from pgherald.errors import ConfigError
 from pgherald.log import log
+from pgherald.values import is_loopback
 
 if TYPE_CHECKING:
     import ssl
@@ -118,12 +118,10 @@ class OAuth:
     as in a command, whoever needs a token does.
     """
 
-    def __init__(
-        self, credentials: Credentials, *, ssl_context: ssl.SSLContext | None = None, rng: Random | None = None
-    ) -> None:
+    def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
-        self._ssl_context = ssl_context or httpx2.create_ssl_context()
-        self._rng = rng or Random()
+        self._ssl_context = httpx2.create_ssl_context()
+        self._rng = Random()
         self._lock = anyio.Lock()
         self._granted: _Granted | None = None
         self._unwelcome = ""  # the token that FCM did not take, until there is another
@@ -460,15 +458,8 @@ def _check_token_uri(path: Path, uri: str) -> None:
         good = bool(host) and (parts.port is None or parts.port > 0)
     except ValueError:
         good, host = False, ""
-    if not good or not (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))):
+    if not good or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))):
         raise _unusable(path, "its token_uri is not an https:// address", _FRESH_KEY)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _default_credentials() -> tuple[Credentials, str | None]:

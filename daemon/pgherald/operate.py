@@ -239,9 +239,7 @@ class Operations:
     @contextmanager
     def open(cls, conninfo: str) -> Iterator[Operations]:
         """Connect; ConfigError where there is no connection."""
-        with access.connect(conninfo) as connection:
-            connection.autocommit = True
-            connection.prepare_threshold = None
+        with access.connect(conninfo, autocommit=True) as connection:
             yield cls(connection)
 
     @property
@@ -322,9 +320,9 @@ class Operations:
     def token_counts(self, unseen: timedelta | None = None) -> list[TokenCount]:
         return self._rows(TokenCount, "token_counts", unseen)
 
-    def prune_tokens(self, unseen: timedelta | None, batch: int = 10_000) -> int:
+    def prune_tokens(self, unseen: timedelta | None) -> int:
         """Delete devices unseen for so long (None: as the database is set to), batch by batch; how many it were."""
-        deleted = 0
+        deleted, batch = 0, 10_000
         while True:
             last = self._row(_Pruned, "prune_tokens", unseen, batch).prune_tokens
             deleted += last

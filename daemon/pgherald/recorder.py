@@ -78,11 +78,11 @@ class Records:
 class Recorder:
     """Writes outcomes, in batches, and keeps what it owes."""
 
-    def __init__(self, ledger: Ledger, journal: Journal, metrics: Metrics, *, rng: Random | None = None) -> None:
+    def __init__(self, ledger: Ledger, journal: Journal, metrics: Metrics) -> None:
         self._ledger = ledger
         self._journal = journal
         self._metrics = metrics
-        self._rng = rng or Random()
+        self._rng = Random()
         self._queue: list[Outcome] = []
         self._owed: list[Outcome] = []
         self._gathering: Records | None = None

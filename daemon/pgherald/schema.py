@@ -14,7 +14,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, LiteralString, cast
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -164,14 +164,6 @@ def migrate(conninfo: str, *, with_reference: bool = False, dry_run: bool = Fals
     raise AssertionError("unreachable")
 
 
-def installed_version(connection: psycopg.Connection) -> int | None:
-    """The schema version in the database; None when pgherald is not installed there."""
-    if connection.execute("select to_regclass('herald.migration')").fetchone() == (None,):
-        return None
-    row = connection.execute("select max(version) from herald.migration").fetchone()
-    return cast("int | None", row[0]) if row else None
-
-
 def check_for_daemon(conninfo: str) -> int:
     """Refuse a database that a daemon of this version cannot work with; returns the schema's version.
 
@@ -230,9 +222,8 @@ def _migrate(connection: psycopg.Connection, *, with_reference: bool, dry_run: b
     warnings: list[str] = []
     _run(connection, "roles.sql", (_sql() / "roles.sql").read_text(encoding="utf-8"))
     connection.execute("set local role herald_owner")
-    installed = installed_version(connection)
     applied: dict[int, str] = {}
-    if installed is not None:
+    if connection.execute("select to_regclass('herald.migration')").fetchone() != (None,):
         applied = dict(connection.execute("select version, checksum from herald.migration").fetchall())
         _refuse_foreign(known, applied)
     todo = [m for m in known if m.version not in applied]

@@ -55,8 +55,8 @@ STORE_ERRORS: Final = (psycopg.Error,)
 #: Seconds within which a NOTIFY must come back to a session that stands behind a pooler.
 _PROOF_PATIENCE: Final = 2.0
 
-#: Seconds until a pooler that gave no session is asked again.
-_POOLER_PATIENCE: Final = 60.0
+#: Seconds until a pooler that gave no session is asked again: somebody has to change a setting first.
+POOLER_PATIENCE: Final = 60.0
 
 
 class Locks:
@@ -96,7 +96,7 @@ class Locks:
                 )
                 row = await cursor.fetchone()
             except (*STORE_ERRORS, OSError, TimeoutError):
-                await self._lose()
+                await self.aclose()
                 return None
         return None if row is None else int(row[0])
 
@@ -118,7 +118,7 @@ class Locks:
                 cursor = await connection.execute("select pg_catalog.pg_try_advisory_lock(%s, %s)", lock)
                 row = await cursor.fetchone()
             except (*STORE_ERRORS, OSError, TimeoutError):
-                await self._lose()
+                await self.aclose()
                 return False
         if row is not None and row[0]:
             self._held.add(lock)
@@ -129,19 +129,13 @@ class Locks:
             self._held.clear()
             self._connection = await _connect(self._conninfo, "pgherald locks")
             if not await _has_session(self._connection, self._conninfo):
-                self._pooled_until = time.monotonic() + _POOLER_PATIENCE
+                self._pooled_until = time.monotonic() + POOLER_PATIENCE
                 raise NoSession("a pooler in between gives no session")
             await be_missed(self._connection)
         return self._connection
 
     def _is_behind_pooler(self) -> bool:
         return time.monotonic() < self._pooled_until
-
-    async def _lose(self) -> None:
-        connection, self._connection = self._connection, None
-        self._held.clear()
-        if connection is not None:
-            await connection.close()
 
 
 class NotListening(psycopg.OperationalError):

@@ -35,15 +35,12 @@ RESERVE_BYTES: Final = 4 * 2**20
 
 
 class SpoolFailed(HeraldError):
-    """The disk did not take the entries: they are not safe, and nothing more should be sent until `probe` succeeds."""
+    """The entries are not safe, and nothing more should be sent until `probe` succeeds: the disk did not take them, or
+    (`code` FULL) the spool has reached its size limit, because the database has not taken records for long."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-class SpoolFull(SpoolFailed):
-    """The spool has reached its size limit, because the database has not taken records for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +163,7 @@ class Spool:
                 await batch.finished.wait()
         if batch.segment is None:
             failure = batch.failure or SpoolFailed(f"the spool {self._disk.directory} failed", "INTERNAL")
-            raise type(failure)(str(failure), failure.code)
+            raise SpoolFailed(str(failure), failure.code)  # of its own for each who waits
 
     async def _commit(self, batch: _Batch) -> None:
         data = b"".join(batch.frames)
@@ -176,7 +173,9 @@ class Spool:
             return
         if self._disk.size + len(data) > self._disk.max_bytes:
             limit = self._disk.max_bytes
-            batch.failure = SpoolFull(f"the spool {where} is full ({limit} bytes): is the database reachable?", "FULL")
+            batch.failure = SpoolFailed(
+                f"the spool {where} is full ({limit} bytes): is the database reachable?", "FULL"
+            )
             log.critical("spool_full", path=where, entries=self._entries, bytes=self._disk.size)
             return
         try:

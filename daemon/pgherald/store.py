@@ -335,10 +335,10 @@ class Store:
         assert row is not None
         return State(*row)
 
-    async def maintain(self, batch: int = 10_000) -> bool:
+    async def maintain(self) -> bool:
         """Delete one batch of what is past its retention; True while there is more."""
         async with self._pool.connection() as connection:
-            cursor = await connection.execute("select herald.maintain_batch(now(), %s)", (batch,))
+            cursor = await connection.execute("select herald.maintain_batch(now(), 10000)")
             row = await cursor.fetchone()
         return row is not None and bool(row[0])
 

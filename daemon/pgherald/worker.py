@@ -97,7 +97,6 @@ class Worker:
         config: DispatchConfig,
         *,
         poll_interval: float,
-        rng: Random | None = None,
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
@@ -110,7 +109,7 @@ class Worker:
         self._health = health
         self._config = config
         self._poll_interval = poll_interval
-        self._rng = rng or Random()
+        self._rng = Random()
         self._stopping = False
         self._horizon = 0  # transactions below it may have changed rows without ringing; 0 once all have ended
         self._evaluates_at = 0.0  # not sooner, by time.monotonic()

@@ -12,13 +12,13 @@ import orjson
 import pytest
 
 from pgherald import fcm
-from pgherald.emulator.address import Address
 from pgherald.emulator.service import Emulator
 from pgherald.fcm import FcmClient, NotSent, Response
 from pgherald.model import Code
 from pgherald.oauth import NoOAuthToken, OAuth, load_credentials
 from pgherald.outcome import Accepted, Answer, Effect, Rejected, TokenInvalid, Unsure
 from pgherald.transport import HttpTransport
+from pgherald.values import HostPort
 from tests.support.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ async def test_without_an_access_token_nothing_is_sent(tokens: Tokens) -> None:
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator.start(tls_listen=Address("127.0.0.1", 0)) as started:
+    async with Emulator.start(tls_listen=HostPort("127.0.0.1", 0)) as started:
         yield started
 
 

@@ -72,7 +72,7 @@ def fcm_error(code: str) -> dict[str, str]:
     return {"@type": _FCM_ERROR, "errorCode": code}
 
 
-def bad_request(violations: tuple[Violation, ...], *, by_fcm: bool, message: str | None = None) -> Answer:
+def bad_request(violations: tuple[Violation, ...], *, by_fcm: bool) -> Answer:
     """400 with its field violations. The JSON gateway in front of FCM finds unknown and ill-typed fields and adds no
     FcmError; FCM itself finds the rest (`by_fcm`) and does."""
     fields = [
@@ -82,7 +82,7 @@ def bad_request(violations: tuple[Violation, ...], *, by_fcm: bool, message: str
     details: list[dict[str, Any]] = [{"@type": _BAD_REQUEST, "fieldViolations": fields}]
     if by_fcm:
         details.append(fcm_error("INVALID_ARGUMENT"))
-    text = message or "\n".join(v.description for v in violations)
+    text = "\n".join(v.description for v in violations)
     return error(400, "INVALID_ARGUMENT", text, *details)
 
 

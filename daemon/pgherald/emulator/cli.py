@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import orjson
 
-from pgherald.emulator.address import Address
 from pgherald.emulator.faults import Fault, FaultError, parse_fault
 from pgherald.errors import HeraldError, UsageError
+from pgherald.values import HostPort, Wrong, host_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--listen", type=_address, default=Address("127.0.0.1", 9499), metavar="HOST:PORT", help="default: %(default)s")
+    add(
+        "--listen", type=_address, default=HostPort("127.0.0.1", 9499), metavar="HOST:PORT", help="default: %(default)s"
+    )
     add("--url", type=_url, help="how clients reach it, if not by --listen (a container's name, a proxy)")
     add("--tls-listen", type=_address, metavar="HOST:PORT", help="also listen with TLS (HTTP/2 by ALPN)")
     add("--tls-certificate", type=Path, metavar="FILE", help="write the TLS port's certificate here, to be trusted")
@@ -185,11 +187,11 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _address(text: str) -> Address:
+def _address(text: str) -> HostPort:
     try:
-        return Address.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        return host_port(text)
+    except Wrong as wrong:
+        raise argparse.ArgumentTypeError(f"{text!r} {wrong}") from None
 
 
 def _url(text: str) -> str:

@@ -43,7 +43,6 @@ class _Stream:
     headers: list[tuple[str, str]]
     body: bytearray = field(default_factory=bytearray)
     unsent: bytes = b""
-    answered: bool = False
 
 
 class Http2:
@@ -160,7 +159,6 @@ class Http2:
             ("content-length", str(len(answer.body))),
         ]
         self._h2.send_headers(stream_id, headers)
-        self._streams[stream_id].answered = True
 
     def _send_body(self, stream_id: int) -> None:
         """Sends what the peer's window takes; a WINDOW_UPDATE brings the rest here again."""

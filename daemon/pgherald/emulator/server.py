@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from pgherald.emulator.address import Address
 from pgherald.emulator.http1 import Http1
 from pgherald.emulator.http2 import PREFACE, Http2
 from pgherald.emulator.link import Link
 from pgherald.errors import HeraldError
+from pgherald.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,7 +83,7 @@ async def listening(app: App, sock: socket.socket, tls: ssl.SSLContext | None = 
                 await connection.gone.wait()
 
 
-def bind(address: Address) -> socket.socket:
+def bind(address: HostPort) -> socket.socket:
     """Raises HeraldError if the address is not to be had."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
@@ -100,9 +100,9 @@ def bind(address: Address) -> socket.socket:
         raise HeraldError(text) from error
 
 
-def bound_address(sock: socket.socket) -> Address:
+def bound_address(sock: socket.socket) -> HostPort:
     host, port = sock.getsockname()[:2]
-    return Address(host, port)
+    return HostPort(host, port)
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:

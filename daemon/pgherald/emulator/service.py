@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pgherald.emulator.address import Address
 from pgherald.emulator.app import App
 from pgherald.emulator.faults import Faults
 from pgherald.emulator.keys import ensure_service_account, make_certificate
 from pgherald.emulator.ledger import Ledger
 from pgherald.emulator.oauth import TokenEndpoint
 from pgherald.emulator.server import bind, bound_address, listening, tls_context
+from pgherald.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from pgherald.emulator.ledger import Accepted
 
-LOOPBACK = Address("127.0.0.1", 0)
+LOOPBACK = HostPort("127.0.0.1", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,6 @@ class Emulator:
         return self.app.ledger
 
     @property
-    def oauth(self) -> TokenEndpoint:
-        return self.app.oauth
-
-    @property
     def tokens(self) -> dict[str, str]:
         """Device token -> how it answers: a name of `answers.TOKEN_ANSWERS`. May be changed at any time."""
         return self.app.tokens
@@ -67,9 +63,9 @@ class Emulator:
     async def start(
         cls,
         *,
-        listen: Address = LOOPBACK,
+        listen: HostPort = LOOPBACK,
         url: str | None = None,
-        tls_listen: Address | None = None,
+        tls_listen: HostPort | None = None,
         project: str = "demo",
         credentials: Path | None = None,
         certificate: Path | None = None,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import anyio.from_thread
 import pytest
 
-from pgherald.emulator.address import Address
 from pgherald.emulator.client import EmulatorClient
 from pgherald.emulator.service import Emulator
+from pgherald.values import HostPort
 from tests.support.fcm_wire import RawHttp1, RawHttp2, access_token
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def running() -> Iterator[EmulatorClient]:
     with (
         anyio.from_thread.start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(Emulator.start(tls_listen=Address("127.0.0.1", 0))) as started,
+        portal.wrap_async_context_manager(Emulator.start(tls_listen=HostPort("127.0.0.1", 0))) as started,
     ):
         yield EmulatorClient(started.endpoint, started.credentials_path, started.tls_endpoint, started.certificate_path)
 

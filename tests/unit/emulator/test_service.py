@@ -9,9 +9,9 @@ import anyio
 import httpx2
 import pytest
 
-from pgherald.emulator.address import Address
 from pgherald.emulator.service import Emulator
 from pgherald.errors import HeraldError
+from pgherald.values import HostPort
 from tests.support.fcm_wire import SEND_PATH, access_token, listening_port, message_to
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ async def test_a_restart_on_the_same_port_takes_over_credentials_but_no_access_t
         port = int(emulator.endpoint.rpartition(":")[2])
         token = await anyio.to_thread.run_sync(access_token, path)
         before = path.read_text()
-    async with Emulator.start(listen=Address("127.0.0.1", port), credentials=path) as emulator:
+    async with Emulator.start(listen=HostPort("127.0.0.1", port), credentials=path) as emulator:
         assert path.read_text() == before
         assert await send(emulator, token, "a") == [401]
         token = await anyio.to_thread.run_sync(access_token, path)
@@ -75,12 +75,12 @@ async def test_a_taken_port_is_named_with_what_to_do() -> None:
         listening_port() as port,
         pytest.raises(HeraldError, match=rf"^127\.0\.0\.1:{port} is taken .* choose another"),
     ):
-        async with Emulator.start(listen=Address("127.0.0.1", port)):
+        async with Emulator.start(listen=HostPort("127.0.0.1", port)):
             pass
 
 
 async def test_it_listens_on_ipv6() -> None:
-    async with Emulator.start(listen=Address("::1", 0), tls_listen=Address("::1", 0)) as emulator:
+    async with Emulator.start(listen=HostPort("::1", 0), tls_listen=HostPort("::1", 0)) as emulator:
         assert emulator.endpoint.startswith("http://[::1]:")
         token = await anyio.to_thread.run_sync(access_token, emulator.credentials_path)
         assert await send(emulator, token, "a") == [200]
