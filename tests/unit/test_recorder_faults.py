@@ -152,6 +152,26 @@ async def test_what_is_being_paid_is_owed_until_it_is_in() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_record_that_is_under_way_is_written_though_the_work_is_cancelled() -> None:
+    scope, journal = anyio.CancelScope(), Journal()
+
+    class Late(Ledger):
+        async def settle(self, *arguments: Any) -> Any:
+            if len(self.calls) == 1:
+                scope.cancel()
+                await anyio.sleep(0.02)
+            return await super().settle(*arguments)
+
+    recorder = Recorder(Late(failures=1), journal, Metrics())
+    await recorder.record(outcome(uuid4(), "sent"))
+    assert recorder.owed == 1
+    with scope:
+        await recorder.pay()
+    assert scope.cancelled_caught
+    assert (recorder.owed, journal.entries) == (0, set())
+
+
+@pytest.mark.anyio
 async def test_outcomes_that_wait_for_their_record_take_slots_and_give_them_back() -> None:
     answers = anyio.Event()
 
