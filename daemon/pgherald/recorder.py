@@ -202,7 +202,7 @@ class Recorder:
     async def _write_or_owe(self, batch: Sequence[Outcome]) -> None:
         try:
             await self._write(batch)
-        except PASSING_ERRORS as error:
+        except (*PASSING_ERRORS, TimeoutError) as error:
             self._owe(batch, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, what FCM accepted is not forgotten
             if len(batch) == 1:

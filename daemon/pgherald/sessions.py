@@ -52,6 +52,9 @@ PASSING_ERRORS: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 #: Whatever the database can answer with.
 STORE_ERRORS: Final = (psycopg.Error,)
 
+#: Seconds that a server may take for what it does at once.
+_ANSWER_PATIENCE: Final = 20.0
+
 #: Seconds within which a NOTIFY must come back to a session that stands behind a pooler.
 _PROOF_PATIENCE: Final = 2.0
 
@@ -89,12 +92,13 @@ class Locks:
         self._held.discard(AWAKE)
         async with self._turn:
             try:
-                connection = await self._session()
-                await connection.execute("select pg_catalog.pg_advisory_unlock(%s, %s)", AWAKE)
-                cursor = await connection.execute(
-                    "select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint"
-                )
-                row = await cursor.fetchone()
+                with anyio.fail_after(_ANSWER_PATIENCE):
+                    connection = await self._session()
+                    await connection.execute("select pg_catalog.pg_advisory_unlock(%s, %s)", AWAKE)
+                    cursor = await connection.execute(
+                        "select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint"
+                    )
+                    row = await cursor.fetchone()
             except (*STORE_ERRORS, OSError, TimeoutError):
                 await self.aclose()
                 return None
@@ -110,13 +114,14 @@ class Locks:
             return False
         async with self._turn:
             try:
-                connection = await self._session()
-                if lock in self._held:
-                    if lock is SCHEDULER:
-                        await connection.execute("select 1")  # the lock is as good as the connection is
-                    return True
-                cursor = await connection.execute("select pg_catalog.pg_try_advisory_lock(%s, %s)", lock)
-                row = await cursor.fetchone()
+                with anyio.fail_after(_ANSWER_PATIENCE):
+                    connection = await self._session()
+                    if lock in self._held:
+                        if lock is SCHEDULER:
+                            await connection.execute("select 1")  # the lock is as good as the connection is
+                        return True
+                    cursor = await connection.execute("select pg_catalog.pg_try_advisory_lock(%s, %s)", lock)
+                    row = await cursor.fetchone()
             except (*STORE_ERRORS, OSError, TimeoutError):
                 await self.aclose()
                 return False

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 EVALUATION_PATIENCE: Final = 15.0
 """Seconds that touched people's evaluation may take before a claim; it is meant to take a tenth of one."""
 
+ANSWER_PATIENCE: Final = 60.0
+"""Seconds that anything but a scheduled run and a deletion may take. Then it is called off, and if there is no word on
+that either the connection is given up: where a pooler has lost its server, TCP says that all is well."""
+
 CANCEL_PATIENCE: Final = 5.0
 """Seconds for the server to take the word that it is called off."""
 
@@ -217,6 +221,14 @@ class Store:
     async def __aexit__(self, *_: object) -> None:
         await self._pool.close(timeout=5.0)
 
+    @asynccontextmanager
+    async def _asked(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection for something that takes no long. TimeoutError if it does."""
+        async with self._pool.connection() as connection:
+            # asyncio's own: anyio's would also cancel what psycopg does to call the statement off.
+            async with asyncio.timeout(ANSWER_PATIENCE):
+                yield connection
+
     async def claim(self, owner: str, limit: int, lease: timedelta, *, touched: int = 0) -> Claimed:
         """Evaluate up to `touched` touched rows' people, then claim up to `limit` ready prompts; committed when this
         returns. Raises SchemaBroke, and EvaluationHangs: then nothing was done."""
@@ -232,7 +244,7 @@ class Store:
         self, statement: LiteralString, parameters: tuple[Any, ...], patience: float | None = None
     ) -> Claimed:
         before = time.monotonic()
-        async with self._pool.connection() as connection, _called_off_after(patience, connection):
+        async with self._asked() as connection, _called_off_after(patience, connection):
             cursor = await connection.execute(statement, parameters, binary=True)
             rows = await cursor.fetchall()
         broken: Sequence[ScenarioId] = ()
@@ -252,10 +264,10 @@ class Store:
     async def is_broken(self) -> bool:
         """Whether the schema has a migration that breaks this program, as far as the database can be asked."""
         try:
-            async with self._pool.connection() as connection:
+            async with self._asked() as connection:
                 cursor = await connection.execute("select breaking from herald.schema_version(%s)", (self._program,))
                 row = await cursor.fetchone()
-        except STORE_ERRORS:
+        except (*STORE_ERRORS, TimeoutError):
             return False
         return row is not None and bool(row[0])
 
@@ -275,7 +287,7 @@ class Store:
             _array([_quoted(s.message_name) for s in settlements]),
         )
         gone: list[tuple[DeviceId, str]] = []
-        async with self._pool.connection() as connection, AsyncExitStack() as stack:
+        async with self._asked() as connection, AsyncExitStack() as stack:
             if revoked:
                 await stack.enter_async_context(connection.transaction())
                 cursor = await connection.execute(
@@ -300,7 +312,7 @@ class Store:
 
     async def evaluate_person(self, user_id: UserId, scenario_type: str) -> list[PromptId]:
         """Evaluate the scenarios of one type for one person; the prompts that may be claimed now."""
-        async with self._pool.connection() as connection:
+        async with self._asked() as connection:
             cursor = await connection.execute(
                 "select unnest(prompt_ids) from herald.evaluate_person(%s, %s)", (user_id, scenario_type)
             )
@@ -308,13 +320,13 @@ class Store:
 
     async def sweep(self, grace: timedelta) -> list[tuple[PromptId, str, str]]:
         """Turn claims whose owner is gone to unknown (or ready): prompt, scenario type, status."""
-        async with self._pool.connection() as connection:
+        async with self._asked() as connection:
             cursor = await connection.execute("select prompt_id, scenario_type, status from herald.sweep(%s)", (grace,))
             return await cursor.fetchall()
 
     async def waiting(self) -> Waiting:
         """Whether there is work, by a few index probes."""
-        async with self._pool.connection() as connection:
+        async with self._asked() as connection:
             cursor = await connection.execute(
                 "select touched, ready, least(next_not_before, now() + interval '1 day'), "
                 "oldest_running::text::bigint, now() from herald.work_waiting()"
@@ -325,7 +337,7 @@ class Store:
 
     async def state(self, seen: str | None) -> State:
         """One row of measurements; `runs`: those that the state which gave `seen` did not see (None: no runs)."""
-        async with self._pool.connection() as connection:
+        async with self._asked() as connection:
             cursor = await connection.execute(
                 "select schema_version, prompts, oldest_ready_seconds, paused, held, last_evaluation_at, seen, "
                 "runs, scenario_types, notify_queue_usage, now from herald.daemon_state(%s)",
@@ -344,13 +356,13 @@ class Store:
 
     async def invariants(self) -> dict[str, int]:
         """Rows that must not be, by invariant; all zero is good."""
-        async with self._pool.connection() as connection:
+        async with self._asked() as connection:
             cursor = await connection.execute("select invariant, violations from herald.invariants()")
             return dict(await cursor.fetchall())
 
     async def has_cron(self) -> bool:
         """Whether pg_cron lives in this database; whether it works shows in the runs."""
-        async with self._pool.connection() as connection:
+        async with self._asked() as connection:
             cursor = await connection.execute("select from pg_catalog.pg_extension where extname = 'pg_cron'")
             return await cursor.fetchone() is not None
 

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ADDRESS_PATIENCE: Final = 0.5
-"""Seconds for one address of a server before the next is tried: a broken one costs this once, not every connection."""
+ADDRESS_PATIENCE_MAX: Final = 1.5
+"""Seconds for one address of a server before the next is tried: a broken one costs this once, not every connection. It
+grows, up to the maximum, each time that all were tried in vain: the way to all of them may be as long as that."""
 
 CONNECTING_MAX: Final = 32
 """Connections of HTTP/1.1 made at once: with five hundred begun together on a slow machine, each handshake would be
@@ -66,6 +68,7 @@ class _Server:
     free: dict[Connection, None] = field(default_factory=dict)
     # When each address failed last (time.monotonic()) since one worked, and -inf for that one.
     tried: dict[str, float] = field(default_factory=dict)
+    patience: float = ADDRESS_PATIENCE
     connecting: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(1, fast_acquire=True))
     speaks_http1: bool = False
 
@@ -170,11 +173,15 @@ class HttpTransport:
         try:
             with anyio.move_on_after(deadline - time.monotonic()):
                 addresses = await self._resolve(server)
+                # Never so much that the first cannot fail before the deadline: it would be the first again.
+                most = min(server.patience, max(ADDRESS_PATIENCE, (deadline - time.monotonic()) / 2))
                 for address in addresses:
-                    patience = ADDRESS_PATIENCE if address is not addresses[-1] else None
-                    with suppress(OSError), anyio.move_on_after(patience):
+                    began = time.monotonic()
+                    with suppress(OSError), anyio.move_on_after(None if address is addresses[-1] else most):
                         connection = await self._connect(server, address)
                         server.tried = {address: float("-inf")}
+                        took = time.monotonic() - began
+                        server.patience = min(max(ADDRESS_PATIENCE, 2 * took), ADDRESS_PATIENCE_MAX)
                         return connection
                     server.tried[address] = time.monotonic()
         except (OSError, ValueError):  # an impossible host name is a ValueError
@@ -184,6 +191,9 @@ class HttpTransport:
     async def _resolve(self, server: _Server) -> list[str]:
         found = await asyncio.get_running_loop().getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
         addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+        if all(server.tried.get(address, 0.0) > 0.0 for address in addresses):
+            server.tried.clear()
+            server.patience = min(2 * server.patience, ADDRESS_PATIENCE_MAX)
         return sorted(addresses, key=lambda address: server.tried.get(address, 0.0))
 
     async def _connect(self, server: _Server, address: str) -> Connection:

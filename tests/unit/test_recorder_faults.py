@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -11,6 +12,7 @@ import anyio
 import psycopg
 import pytest
 
+from pgherald.dispatcher import GATHER_SECONDS, DispatchConfig, PushNotificationDispatcher
 from pgherald.frames import Entry
 from pgherald.metrics import Metrics
 from pgherald.model import DeviceId, NotificationId, PromptId
@@ -147,3 +149,54 @@ async def test_what_is_being_paid_is_owed_until_it_is_in() -> None:
     await recorder.pay()
     assert recorder.owed == 0
     assert owed == [0, 1, 1]
+
+
+@pytest.mark.anyio
+async def test_a_record_that_is_under_way_is_written_though_the_work_is_cancelled() -> None:
+    scope, journal = anyio.CancelScope(), Journal()
+
+    class Late(Ledger):
+        async def settle(self, *arguments: Any) -> Any:
+            if len(self.calls) == 1:
+                scope.cancel()
+                await anyio.sleep(0.02)
+            return await super().settle(*arguments)
+
+    recorder = Recorder(Late(failures=1), journal, Metrics())
+    await recorder.record(outcome(uuid4(), "sent"))
+    assert recorder.owed == 1
+    with scope:
+        await recorder.pay()
+    assert scope.cancelled_caught
+    assert (recorder.owed, journal.entries) == (0, set())
+
+
+@pytest.mark.anyio
+async def test_outcomes_that_wait_for_their_record_take_slots_and_give_them_back() -> None:
+    answers = anyio.Event()
+
+    class Late(Ledger):
+        async def settle(self, *arguments: Any) -> Any:
+            await answers.wait()
+            return await super().settle(*arguments)
+
+    recorder = Recorder(Late(), Journal(), Metrics())
+    parts: Any = SimpleNamespace()
+    config = DispatchConfig(max_in_flight=2)
+    dispatcher = PushNotificationDispatcher(parts, recorder, parts, Metrics(), config)
+    before = recorder.finished_at
+    for _ in range(4):
+        recorder.take(outcome(uuid4(), "sent"))
+    free: list[int] = []
+
+    async def wait() -> None:
+        free.append(await dispatcher.wait_free())
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.sleep(3 * GATHER_SECONDS)
+            assert free == []
+            answers.set()
+    assert free == [2]
+    assert recorder.finished_at > before

@@ -246,3 +246,32 @@ async def test_addresses_that_do_not_answer_cost_once_each_however_many(monkeypa
             with pytest.raises(NotSent):
                 await road.post(url, {}, b"{}", time.monotonic() + 1.5 * ADDRESS_PATIENCE)
         assert [address == "127.0.0.1" for address in tried] == [True, False, False, False]
+
+
+async def test_many_addresses_that_are_all_slow_are_given_more_time_until_one_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    addresses = [f"127.0.0.{n}" for n in range(2, 10)]
+    connect = Link.open
+
+    async def open_(_: str, *arguments: Any) -> Link:
+        await anyio.sleep(1.5 * ADDRESS_PATIENCE)
+        return await connect("127.0.0.1", *arguments)
+
+    def resolve(_: str, port: int, *__: Any, **___: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in addresses]
+
+    monkeypatch.setattr(Link, "open", open_)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    async with raw_server(answer_all) as server, HttpTransport(1) as road:
+        url, statuses = f"http://localhost:{server.port}/", []
+        for _ in range(6):
+            try:
+                answer = await road.post(url, {"connection": "close"}, b"{}", time.monotonic() + 3)
+            except NotSent:
+                statuses.append(0)
+            else:
+                statuses.append(answer.status)
+                server.peers[-1].close()
+                await server.peers[-1].closed.wait()
+        assert statuses[-2:] == [200, 200]
