@@ -233,6 +233,8 @@ return case
   when p_scenario.presentation not in ('alert', 'data') then 'presentation must be alert or data'
   when p_scenario.devices not in ('latest', 'all') then 'devices must be latest or all'
   when p_scenario.cooldown < interval '0' then 'cooldown must not be negative, for example 7 days'
+  -- what lies thousands of years from now is an error to claims and runs, which are those of all scenarios
+  when p_scenario.cooldown > interval '36500 days' then 'cooldown must be at most 36500 days, for example 7 days'
   when (p_scenario.quiet_from is null) <> (p_scenario.quiet_until is null) then 'quiet_from and quiet_until go together, for example 21:00 and 08:00'
   when p_scenario.quiet_from = p_scenario.quiet_until then 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'
   when p_scenario.mode not in ('off', 'shadow', 'canary', 'on') then 'mode must be off, shadow, canary or on'
@@ -240,6 +242,7 @@ return case
   when p_scenario.canary_percent not between 0 and 100 then 'canary_percent must lie between 0 and 100'
   when p_scenario.jitter not between interval '0' and interval '1 hour' then 'jitter must lie between 0 and 1 hour'
   when p_scenario.expires_after <= interval '0' then 'expires_after must be longer than nothing, for example 3 days'
+  when p_scenario.expires_after > interval '36500 days' then 'expires_after must be at most 36500 days, for example 3 days'
   when p_scenario.on_unknown not in ('drop', 'resend') then 'on_unknown must be drop or resend'
   when p_scenario.max_prompts_per_run <= 0 then 'max_prompts_per_run must be at least 1, or null for no limit'
   when not isfinite(p_scenario.evaluated_through) then 'evaluated_through must be a moment, not infinity'
@@ -402,10 +405,10 @@ comment on column herald.scenario.quiet_until is 'End of the quiet hours in the 
 comment on column herald.scenario.canary_percent is 'Per cent of the people, 0 to 100, that mode canary sends to: always the same ones.';
 comment on column herald.scenario.created_at is 'When it was inserted.';
 comment on column herald.setting.only_row is 'True: there is one row.';
-comment on column herald.setting.prompt_retention is 'A prompt that was sent, failed, skipped or expired is deleted so long after, not before the longest cooldown and expires_after are over; at least 1 day.';
-comment on column herald.setting.history_retention is 'Rows of herald.scenario_prompt_history are deleted this long after their push; at least 1 day.';
-comment on column herald.setting.notification_retention is 'Rows of herald.scenario_notification are deleted this long after their push, not before the prompts; at least 1 day.';
-comment on column herald.setting.run_retention is 'Rows of herald.evaluation_run, and pg_cron''s of our jobs, are deleted this long after their run; at least 1 day.';
+comment on column herald.setting.prompt_retention is 'A prompt that was sent, failed, skipped or expired is deleted so long after, not before the longest cooldown and expires_after are over; 1 day to 36500 days.';
+comment on column herald.setting.history_retention is 'Rows of herald.scenario_prompt_history are deleted this long after their push; 1 day to 36500 days.';
+comment on column herald.setting.notification_retention is 'Rows of herald.scenario_notification are deleted this long after their push, not before the prompts; 1 day to 36500 days.';
+comment on column herald.setting.run_retention is 'Rows of herald.evaluation_run, and pg_cron''s of our jobs, are deleted this long after their run; 1 day to 36500 days.';
 comment on column herald.message_text.text_key is 'As in title_key or body_key of a scenario.';
 comment on column herald.message_text.locale is 'Such as nb or en-GB.';
 comment on column herald.message_text.text is 'What herald.notification_content() gives to the phone.';

@@ -30,11 +30,11 @@ create table herald.setting (
   only_row boolean primary key default true constraint setting_only_row check (only_row),
   daily_cap integer constraint setting_daily_cap check (daily_cap > 0),
   paused_at timestamptz,
-  prompt_retention interval not null default '90 days' constraint setting_prompt_retention check (prompt_retention >= interval '1 day'),
-  history_retention interval not null default '400 days' constraint setting_history_retention check (history_retention >= interval '1 day'),
-  notification_retention interval not null default '800 days' constraint setting_notification_retention check (notification_retention >= interval '1 day'),
-  run_retention interval not null default '30 days' constraint setting_run_retention check (run_retention >= interval '1 day'),
-  token_retention interval not null default '270 days' constraint setting_token_retention check (token_retention >= interval '1 day')
+  prompt_retention interval not null default '90 days' constraint setting_prompt_retention check (prompt_retention between interval '1 day' and interval '36500 days'),
+  history_retention interval not null default '400 days' constraint setting_history_retention check (history_retention between interval '1 day' and interval '36500 days'),
+  notification_retention interval not null default '800 days' constraint setting_notification_retention check (notification_retention between interval '1 day' and interval '36500 days'),
+  run_retention interval not null default '30 days' constraint setting_run_retention check (run_retention between interval '1 day' and interval '36500 days'),
+  token_retention interval not null default '270 days' constraint setting_token_retention check (token_retention between interval '1 day' and interval '36500 days')
 );
 comment on table herald.setting is 'One row: what holds for all scenarios.';
 comment on column herald.setting.daily_cap is 'Most pushes a person gets on one day of their own time zone, over all scenarios; null: no cap.';
@@ -73,14 +73,14 @@ create table herald.scenario (
   body_key text not null constraint scenario_body_key check (body_key ~ '^[A-Za-z0-9_.-]{1,100}$'),
   presentation text not null default 'alert' constraint scenario_presentation check (presentation in ('alert', 'data')),
   devices text not null default 'latest' constraint scenario_devices check (devices in ('latest', 'all')),
-  cooldown interval not null default '7 days' constraint scenario_cooldown check (cooldown >= interval '0'),
+  cooldown interval not null default '7 days' constraint scenario_cooldown check (cooldown between interval '0' and interval '36500 days'),
   quiet_from time,
   quiet_until time,
   mode text not null default 'on' constraint scenario_mode check (mode in ('off', 'shadow', 'canary', 'on')),
   canary_percent integer constraint scenario_canary_percent check (canary_percent between 0 and 100),
   priority integer not null default 0,
   jitter interval not null default '0' constraint scenario_jitter check (jitter between interval '0' and interval '1 hour'),
-  expires_after interval not null default '3 days' constraint scenario_expires_after check (expires_after > interval '0'),
+  expires_after interval not null default '3 days' constraint scenario_expires_after check (expires_after > interval '0' and expires_after <= interval '36500 days'),
   on_unknown text not null default 'drop' constraint scenario_on_unknown check (on_unknown in ('drop', 'resend')),
   max_prompts_per_run integer constraint scenario_max_prompts_per_run check (max_prompts_per_run > 0),
   evaluated_through timestamptz not null default now(),

@@ -46,6 +46,8 @@ BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
     ({"mode": "canary"}, "mode canary needs canary_percent, for example 10"),
     ({"mode": "canary", "canary_percent": 101}, "canary_percent must lie between 0 and 100"),
     ({"cooldown": "-1 day"}, "cooldown must not be negative"),
+    ({"cooldown": "9999 years"}, "cooldown must be at most 36500 days"),
+    ({"expires_after": "9999 years"}, "expires_after must be at most 36500 days"),
     ({"quiet_from": "21:00"}, "quiet_from and quiet_until go together"),
     ({"quiet_from": "21:00", "quiet_until": "21:00"}, "quiet_from and quiet_until must differ"),
     ({"presentation": "sound"}, "presentation must be alert or data"),
@@ -100,6 +102,26 @@ def test_the_constraints_of_the_table_hold_without_the_trigger_too(app: App) -> 
         if columns.get("evaluated_through") != "infinity":
             with pytest.raises(psycopg.errors.IntegrityError):
                 app.scenario("inactivity", {"days": 30}, **{"title_key": "a", "body_key": "b", **columns})
+
+
+def test_a_scenario_with_the_longest_times_that_there_are_stops_nobodys_runs_and_claims(app: App) -> None:
+    person = app.person()
+    app.scenario("milestone", {"counts": [1]}, cooldown="36500 days", expires_after="36500 days")
+    app.scenario("follow_up", {"activity_type": "contact", "after_days": 0})
+    app.activity(person, now())
+    assert [(run.prompts, run.error) for run in app.evaluate_touched(now())] == [(1, None)] * 2
+    assert claim(app) == ["send", "send"]
+    app.db.execute("select herald.maintain_batch(now(), 10), herald.status()")
+    app.db.execute("select * from herald.explain(%s, 'milestone')", (person,))
+
+
+@pytest.mark.parametrize("kept", ["prompt", "history", "notification", "run", "token"])
+def test_a_retention_that_no_calendar_holds_is_refused(app: App, kept: str) -> None:
+    """The nightly clean-up would fail by it."""
+    with pytest.raises(psycopg.errors.CheckViolation):
+        app.db.execute(f"update herald.setting set {kept}_retention = '9999 years'")
+    app.db.execute(f"update herald.setting set {kept}_retention = '36500 days'")
+    app.db.execute("select herald.maintain_batch(now(), 10)")
 
 
 def test_an_unknown_type_is_refused_with_the_known_ones(app: App) -> None:
