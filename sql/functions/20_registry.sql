@@ -232,6 +232,7 @@ return case
   when p_scenario.body_key !~ '^[A-Za-z0-9_.-]{1,100}$' then 'body_key must be a key such as "inactivity_body", not a text'
   when p_scenario.presentation not in ('alert', 'data') then 'presentation must be alert or data'
   when p_scenario.devices not in ('latest', 'all') then 'devices must be latest or all'
+  -- what lies thousands of years from now is an error to claims and runs, which are those of all scenarios
   when p_scenario.cooldown not between interval '0' and interval '36500 days' then 'cooldown must lie between 0 and 36500 days, for example 7 days'
   when (p_scenario.quiet_from is null) <> (p_scenario.quiet_until is null) then 'quiet_from and quiet_until go together, for example 21:00 and 08:00'
   when p_scenario.quiet_from = p_scenario.quiet_until then 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'

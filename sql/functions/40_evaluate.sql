@@ -214,13 +214,20 @@ begin
       suppressed := herald.counted_together(suppressed, v_run.suppressed);
     exception when others then
       error := sqlstate || ': ' || sqlerrm;
-      perform herald.fall_behind(p_scenario, v_part.chapter_id, lower(p_window));
+      perform from herald.scenario as s where s.scenario_id = p_scenario.scenario_id for no key update skip locked;
+      if found then
+        perform herald.fall_behind(p_scenario, v_part.chapter_id, lower(p_window));
+      else
+        -- a scheduled run is at it, which may take long: not to be waited for, for claims wait as long
+        insert into herald.touched_user (user_id)
+        select u.user_id from unnest(v_part.people) as u (user_id);
+      end if;
     end;
   end loop;
 end
 $$;
 comment on function herald.run_by_chapter is
-  'herald.run() for the people of each chapter by itself: one where it fails is left to the next scheduled run, and the error told.';
+  'herald.run() for the people of each chapter by itself: one where it fails is left to the next scheduled run, or, while one is at it, to the next run for touched users; and the error told.';
 revoke all on function herald.run_by_chapter from public;
 
 create or replace function herald.held_text(p_scenario herald.scenario, p_suppressed jsonb)
@@ -416,9 +423,10 @@ comment on function herald.touched_from is 'How far a run for touched users look
 revoke all on function herald.touched_from from public;
 
 -- The event-driven run: takes up to p_limit touched rows and evaluates just those people, looking back as far as a
--- prompt may still be sent. A chapter where that fails or is held keeps its place in herald.catch_up. Scenarios in the
--- shadow have nothing to send, and the scheduled run counts each of their candidates once. Scenarios that none of these
--- people belong to are passed over; what waits for people who are gone is stopped by the claim.
+-- prompt may still be sent. A chapter where that fails or is held keeps its place in herald.catch_up. It raises for none of
+-- that, nor for a lock that it did not get, for the daemon claims in the same statement. Scenarios in the shadow have
+-- nothing to send, and the scheduled run counts each of their candidates once. Scenarios that none of these people belong
+-- to are passed over; what waits for people who are gone is stopped by the claim.
 -- p_now null: the moment at which the rows are taken.
 -- Generic plans: for a few people, planning would take most of the time from a change to its push. No sequential scans,
 -- for such a plan may be made while the tables are still empty.
@@ -476,8 +484,14 @@ begin
     continue when v_lower >= v_now or v_these = '{}';
     begin
       select r.*, null::text as error into v_run from herald.run(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
-    exception when others then
-      select r.* into v_run from herald.run_by_chapter(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
+    exception
+      when lock_not_available then
+        -- a transaction that takes long has a prompt of theirs, such as a scheduled run: they are looked at again
+        select 0 as candidates, 0 as prompts, '{}'::jsonb as suppressed, sqlstate || ': ' || sqlerrm as error into v_run;
+        insert into herald.touched_user (user_id)
+        select u.user_id from unnest(v_these) as u (user_id);
+      when others then
+        select r.* into v_run from herald.run_by_chapter(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
     end;
     candidates := v_run.candidates;
     prompts := v_run.prompts;

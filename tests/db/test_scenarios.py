@@ -104,17 +104,24 @@ def test_the_constraints_of_the_table_hold_without_the_trigger_too(app: App) -> 
                 app.scenario("inactivity", {"days": 30}, **{"title_key": "a", "body_key": "b", **columns})
 
 
-def test_the_longest_cooldown_and_life_stop_nothing(app: App) -> None:
-    scenario = app.scenario("inactivity", {"days": 30}, cooldown="36500 days", expires_after="36500 days")
-    person = app.person(registered_at=now() - 30 * DAY - MINUTE)
-    app.db.execute(
-        "update herald.scenario set evaluated_through = now() - interval '1 hour' where scenario_id = %s", (scenario,)
-    )
-    app.db.execute("insert into herald.touched_user values (%s)", (person,))
-    assert app.db.execute("select prompts, error from herald.evaluate_touched()").fetchall() == [(1, None)]
-    assert claim(app) == ["send"]
-    assert app.db.execute("select herald.maintain_batch(now(), 100)").fetchone() == (False,)
-    assert app.db.execute("select herald.describe(%s)", (scenario,)).fetchone() is not None
+def test_a_scenario_with_the_longest_times_that_there_are_stops_nobodys_runs_and_claims(app: App) -> None:
+    person = app.person()
+    app.scenario("milestone", {"counts": [1]}, cooldown="36500 days", expires_after="36500 days")
+    app.scenario("follow_up", {"activity_type": "contact", "after_days": 0})
+    app.activity(person, now())
+    assert [(run.prompts, run.error) for run in app.evaluate_touched(now())] == [(1, None)] * 2
+    assert claim(app) == ["send", "send"]
+    app.db.execute("select herald.maintain_batch(now(), 10), herald.status()")
+    app.db.execute("select * from herald.explain(%s, 'milestone')", (person,))
+
+
+@pytest.mark.parametrize("kept", ["prompt", "history", "notification", "run", "token"])
+def test_a_retention_that_no_calendar_holds_is_refused(app: App, kept: str) -> None:
+    """The nightly clean-up would fail by it."""
+    with pytest.raises(psycopg.errors.CheckViolation):
+        app.db.execute(f"update herald.setting set {kept}_retention = '9999 years'")
+    app.db.execute(f"update herald.setting set {kept}_retention = '36500 days'")
+    app.db.execute("select herald.maintain_batch(now(), 10)")
 
 
 def test_a_scenario_of_another_type_speaks_of_that_unless_it_was_told_what_to_say(app: App) -> None:
