@@ -38,10 +38,9 @@ _WRAPPED: Any = {"width": 80, "subsequent_indent": " " * 6, "break_on_hyphens": 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        arguments = _parser().parse_args(argv)
+        run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
     except HeraldError as error:
         return _refuse(error)

@@ -239,7 +239,8 @@ class _Parts:
             f"{metrics.prompts_total.total(outcome):.0f} {outcome}" for outcome in ("sent", "failed", "unknown")
         )
         state = "draining" if self.stopping else "sending" if now.status == "ready" else str(now.status)
-        why = f" ({', '.join(now.reasons)})" if now.reasons else ""
+        reasons = [reason for reason in now.reasons if reason != "stopping"]
+        why = f" ({', '.join(reasons)})" if reasons else ""
         return (
             f"{state}{why}: {counts} since start; {metrics.prompts.value('ready'):.0f} ready, "
             f"{metrics.in_flight.value():.0f} in flight, {metrics.spool_entries.value():.0f} in the spool; "
@@ -284,8 +285,9 @@ async def _stop_on_signal(parts: _Parts, scope: anyio.CancelScope, config: Dispa
     """The first signal stops the claiming and sets a deadline for what is under way; the second ends that at once."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
-            log.info("stopping", signal=signal.Signals(number).name)
             parts.stopping = True
+            parts.health.set_unready("stopping")
+            log.info("stopping", signal=signal.Signals(number).name)
             parts.notifier.stopping(parts.status())
             parts.worker.stop()
             scope.deadline = anyio.current_time() + config.send_deadline * DRAIN_DEADLINES

@@ -38,7 +38,9 @@ begin
       end;
       return query
       select distinct v_scenario.scenario_type, v_scenario.name, v_run, c.oid::regclass::text, c.reltuples::bigint
-      from jsonb_path_query(v_plan::jsonb, 'strict $.** ? (@."Node Type" == "Seq Scan")') as n
+      -- an index walked from end to end, for want of a better one, is no better
+      from jsonb_path_query(v_plan::jsonb,
+        'strict $.** ? (@."Node Type" == "Seq Scan" || @."Node Type" like_regex "^Index (Only )?Scan" && !exists(@."Index Cond"))') as n
       join pg_namespace as s on s.nspname = n ->> 'Schema'
       join pg_class as c on c.relnamespace = s.oid and c.relname = n ->> 'Relation Name'
       where c.reltuples >= p_rows;

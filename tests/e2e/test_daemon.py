@@ -6,6 +6,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
+import orjson
 import psycopg
 import pytest
 
@@ -163,6 +164,20 @@ def test_a_stop_lets_what_is_under_way_end_and_gives_the_rest_back(
     assert statuses.count("ready") == 100 - accepted
     assert daemon.wait_for_event("stopped")["entries"] == 0
     assert "Traceback" not in daemon.log
+
+
+def test_a_daemon_that_stops_says_that_it_is_not_ready(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    emulator.set_faults({"do": "silent"})
+    with running_daemon(database.daemon_dsn, emulator, tmp_path, {"PGHERALD_SEND_DEADLINE": "60"}) as daemon:
+        organisation.enqueue(organisation.scenario(), organisation.mentor("phone-1"))
+        daemon.wait_for_metric("pgherald_in_flight", 1)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for_event("stopping")
+        status, body = daemon.get("/readyz")
+        assert (status, orjson.loads(body)["reasons"]) == (503, ["stopping"])
+        assert daemon.stop() == 0
 
 
 def test_a_transient_failure_is_tried_again_and_a_permanent_one_is_not(

@@ -59,7 +59,8 @@ def test_with_more_eyes_nothing_is_left_unseen(doctor: Command, database: Databa
 def test_no_connection_is_one_problem_and_the_rest_is_examined_all_the_same(doctor: Command) -> None:
     answer = doctor("doctor", "--json", PGHERALD_DATABASE_URL="postgresql://me:hush@127.0.0.1:1/app")
     assert answer.code == 1
-    assert list(findings(answer, "problem")) == ["connection"]
+    assert list(problems := findings(answer, "problem")) == ["connection"]
+    assert problems["connection"][1] == "correct PGHERALD_DATABASE_URL, or start the server"
     assert "fcm_send" in findings(answer, "ok")
     assert "hush" not in answer.out + answer.err
 

@@ -84,7 +84,8 @@ def examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
             connection = stack.enter_context(connect(settings.database_url))
             server = _server(connection)
         except ConfigError as error:
-            yield problem(part, "connection", str(error), "the rest of the database could not be looked at")
+            what = f"{error} (what lies behind this could not be looked at)"
+            yield problem(part, "connection", what, "correct PGHERALD_DATABASE_URL, or start the server")
             return
         yield ok(
             part,
