@@ -95,11 +95,16 @@ class Recorder:
         self._paying = 0
         self._tell: Callable[[], None] | None = None
         self.finished_at = time.monotonic()  # when outcomes that were handed in were last in the database or owed
+        self._unwritten_since = self.finished_at
 
     @property
     def unwritten(self) -> int:
         """Outcomes on their way to the spool and the database: neither in nor owed yet."""
         return self._unwritten
+
+    def late(self, now: float) -> float:
+        """Seconds, at this moment of time.monotonic(), for which there were such outcomes and none got any further."""
+        return now - max(self._unwritten_since, self.finished_at) if self._unwritten > 0 else 0.0
 
     def when_finished(self, tell: Callable[[], None]) -> None:
         """Have it called whenever there are fewer of them."""
@@ -119,6 +124,8 @@ class Recorder:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         records.outcomes.append(outcome)
+        if self._unwritten == 0:
+            self._unwritten_since = time.monotonic()
         self._unwritten += 1
         return records
 

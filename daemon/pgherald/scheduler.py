@@ -47,8 +47,8 @@ MAINTAIN_AGAIN_SECONDS: Final = 600.0
 """Seconds until a batch that the database would not delete is tried again: it may have worked for minutes in vain."""
 
 SILENCE_SECONDS: Final = 20.0
-"""Seconds without an answer of the database after which it is said that nothing is sent. A connection that breaks is
-noticed in half of that; one whose other end only says nothing is waited for."""
+"""Seconds without an answer of the database, or of the disk to what is to be kept, after which it is said that nothing
+is sent. A connection that breaks is noticed in half of that; whoever only says nothing is waited for."""
 
 PARTIAL_BREAKERS: Final = frozenset({"apns_auth", "sender_mismatch"})
 """Those that do not hold back every push."""
@@ -253,6 +253,7 @@ class Scheduler:
         """What this process knows without the database."""
         self._report("spool_failing", self._spool.failing)
         self._report("records_owed", self._recorder.owed > self._config.max_in_flight)
+        self._report("records_late", self._recorder.late(now) > SILENCE_SECONDS)
         self._report("database_silent", now - self._answered_at > SILENCE_SECONDS)
         self._metrics.oauth_expiry_timestamp_seconds.set(self._oauth.expiry_timestamp)
         for breaker, is_open in self._pacing.breakers(now).items():

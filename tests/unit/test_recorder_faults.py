@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,14 @@ async def test_outcomes_that_wait_for_their_record_take_slots_and_give_them_back
             tasks.start_soon(wait)
             await anyio.sleep(3 * GATHER_SECONDS)
             assert free == []
+            assert recorder.late(time.monotonic() + 20) == pytest.approx(20, abs=10)
             answers.set()
     assert free == [2]
     assert recorder.finished_at > before
+    assert recorder.late(time.monotonic() + 20) == 0
+    recorder.finished_at -= 1000  # long idle
+    answers = anyio.Event()
+    records = recorder.take(outcome(uuid4(), "sent"))
+    assert recorder.late(time.monotonic()) < 10
+    answers.set()
+    await records.finished.wait()

@@ -100,10 +100,16 @@ class Database:
 
 
 async def run(
-    database: Database, seconds: float, *, pacing: Pacing | None = None, health: Health | None = None, owed: int = 0
+    database: Database,
+    seconds: float,
+    *,
+    pacing: Pacing | None = None,
+    health: Health | None = None,
+    owed: int = 0,
+    late: float = 0.0,
 ) -> None:
     """The scheduler for so long."""
-    parts: Any = SimpleNamespace(failing=False, expiry_timestamp=0.0, owed=owed)
+    parts: Any = SimpleNamespace(failing=False, expiry_timestamp=0.0, owed=owed, late=lambda _: late)
     arguments = (
         *(database, database, Doorbell(), parts, pacing or Pacing(100.0), parts, parts),
         *(Metrics("0"), health or Health(), DispatchConfig(), Mode.AUTO),
@@ -217,7 +223,7 @@ async def test_a_database_that_does_not_answer_makes_the_daemon_not_ready_until_
     assert told == [("database_silent",), ()]
 
 
-async def test_too_many_records_owed_make_the_daemon_not_ready(at: Any) -> None:
+async def test_too_many_records_owed_or_one_that_is_late_make_the_daemon_not_ready(at: Any) -> None:
     database, health = at(Database(cron=False)), Health()
     health.set_ready()
     await run(database, 5, health=health, owed=DispatchConfig().max_in_flight)
@@ -225,6 +231,9 @@ async def test_too_many_records_owed_make_the_daemon_not_ready(at: Any) -> None:
     await run(database, 5, health=health, owed=DispatchConfig().max_in_flight + 1)
     assert health.snapshot().status is Status.NOT_READY
     assert health.snapshot().reasons == ("records_owed",)
+    await run(database, 5, health=health, late=scheduler.SILENCE_SECONDS + 1)
+    assert health.snapshot().status is Status.NOT_READY
+    assert health.snapshot().reasons == ("records_late",)
 
 
 async def test_a_bad_apns_key_makes_it_no_worse_than_degraded(at: Any) -> None:

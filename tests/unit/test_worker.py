@@ -255,7 +255,7 @@ async def test_what_was_claimed_while_the_spool_failed_is_given_back_unsent() ->
     assert (database.sent, database.given_back, database.taken) == (3, 6, 0)
 
 
-@pytest.mark.parametrize("why", ["stopped", "spool"])
+@pytest.mark.parametrize("why", ["stopped", "spool", "owed"])
 async def test_a_slot_that_comes_free_too_late_is_claimed_nothing_for(why: str) -> None:
     database, spool = Backlog(), SimpleNamespace(failing=False, owed=0, unwritten=0, finished_at=0.0)
     database.taken = Backlog.SLOTS
@@ -265,8 +265,10 @@ async def test_a_slot_that_comes_free_too_late_is_claimed_nothing_for(why: str) 
         await anyio.sleep(0.02)
         if why == "stopped":
             running.stop()
-        else:
+        elif why == "spool":
             spool.failing = True
+        else:
+            spool.owed = DispatchConfig().max_in_flight + 1
         database.taken = 0
         await anyio.sleep(0.05)
         assert all(count == 0 for count, _ in database.unanswered)
