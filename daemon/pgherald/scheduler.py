@@ -101,6 +101,7 @@ class Scheduler:
         self._schema_version: int | None = None
         self._own_run: datetime | None = None  # the last scheduled run of this daemon
         self._cron_ran = time.monotonic()  # somebody else's, as far as is known; at first it is trusted
+        self._stands_in = False  # for pg_cron, which is silent
         self._evaluate = _Clock(EVALUATE_SECONDS)
         self._sweep = _Clock(SWEEP_SECONDS)
         self._measure = _Clock(MEASURE_SECONDS)
@@ -147,6 +148,9 @@ class Scheduler:
         """What one daemon does."""
         if await self._is_mine():
             if self._evaluate.strikes(now):
+                if self._cron and not self._stands_in:
+                    log.warning("cron_silent", seconds=CRON_SILENCE)
+                    self._stands_in = True
                 await self._evaluate_all()
             self._maintaining = self._maintaining or self._maintain.strikes(now)
             if self._maintaining:
@@ -169,7 +173,9 @@ class Scheduler:
             log.info("scheduler_chosen", scheduler="pg_cron" if self._cron else "internal")
         if not self._cron:
             return False
-        return time.monotonic() - self._cron_ran < CRON_SILENCE
+        works = time.monotonic() - self._cron_ran < CRON_SILENCE
+        self._stands_in = self._stands_in and not works
+        return works
 
     async def _evaluate_all(self) -> None:
         self._evaluating = True
