@@ -200,6 +200,14 @@ begin
     raise exception '%', v_bad
       using errcode = 'invalid_parameter_value', hint = 'integer, number, boolean, string, or array with items of one of these; none to accept anything';
   end if;
+  -- else it would be found out by whoever adds a scenario
+  begin
+    perform herald.params_problem(p_params_schema, coalesce(p_params_schema #> '{examples,0}', '{}'));
+  exception when data_exception then
+    raise exception 'the params_schema of scenario type "%" makes no sense: %', p_scenario_type, sqlerrm
+      using errcode = 'invalid_parameter_value',
+            hint = 'required is a list of names, dependentRequired an object of such lists, minimum and maximum are numbers, pattern is a regular expression';
+  end;
   insert into herald.scenario_type (scenario_type, evaluator, still_due, why, description, params_schema)
   select p_scenario_type, q.evaluator, q.still_due, q.why, p_description, p_params_schema
   from (

@@ -77,7 +77,8 @@ revoke all on function herald.ready_times from public;
 
 -- One row of everything the daemon measures or decides by between its claims. p_seen: what was seen the last time, a
 -- snapshot. Runs that were not seen then are told now: each once, however long its transaction took. Between two bounds, for
--- the index; above the upper one lie those that a dump brought from another server.
+-- the index; above the upper one lie those that a dump brought from another server. While a transaction that writes is open
+-- for hours, of whatever database, the runs since then are read each time (40,000 of them in 40 ms) to find which are new.
 create or replace function herald.daemon_state(p_seen pg_snapshot default null, p_now timestamptz default now())
 returns table (
   schema_version integer, prompts jsonb, oldest_ready_seconds double precision,

@@ -95,6 +95,16 @@ def test_the_table_of_files_names_every_file() -> None:
             psycopg.errors.InvalidParameterValue,
             'parameter "days" .* has the unknown type',
         ),
+        (
+            {"schema": {"properties": {"days": {"type": "integer"}}, "required": "days"}},
+            psycopg.errors.InvalidParameterValue,
+            'the params_schema of scenario type "birthday" makes no sense',
+        ),
+        (
+            {"schema": {"properties": {"days": {"type": "string", "pattern": "("}}, "examples": [{"days": "x"}]}},
+            psycopg.errors.InvalidParameterValue,
+            'the params_schema of scenario type "birthday" makes no sense',
+        ),
         ({"evaluator": "pg_catalog.now"}, psycopg.errors.InvalidFunctionDefinition, "evaluator now has the wrong form"),
         ({"evaluator": "app.private"}, psycopg.errors.InsufficientPrivilege, "herald_owner may not call app.private"),
         ({"evaluator": "app.volatile"}, psycopg.errors.InvalidFunctionDefinition, "wrong form"),
