@@ -47,6 +47,8 @@ BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
     ({"mode": "canary", "canary_percent": 101}, "canary_percent must lie between 0 and 100"),
     ({"cooldown": "-1 day"}, "cooldown must lie between 0 and 36500 days"),
     ({"cooldown": "9999 years"}, "cooldown must lie between 0 and 36500 days"),
+    ({"cooldown": "-9999 years 3600000 days"}, "cooldown must lie between 0 and 36500 days"),
+    ({"expires_after": "83000000 days -1991999900 hours"}, "expires_after must be longer than nothing"),
     ({"quiet_from": "21:00"}, "quiet_from and quiet_until go together"),
     ({"quiet_from": "21:00", "quiet_until": "21:00"}, "quiet_from and quiet_until must differ"),
     ({"presentation": "sound"}, "presentation must be alert or data"),

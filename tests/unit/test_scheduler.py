@@ -135,12 +135,16 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Any:
     return live_by
 
 
-async def test_a_pg_cron_that_falls_silent_is_stood_in_for_each_minute(at: Any) -> None:
+async def test_a_pg_cron_that_falls_silent_is_stood_in_for_each_minute(
+    at: Any, capfd: pytest.CaptureFixture[str], process_log: Log
+) -> None:
+    process_log.set_up(LogLevel.INFO, None, strict=True)
     database = at(Database(cron=True))
     await run(database, 600)
     assert database.runs[0] == pytest.approx(scheduler.CRON_SILENCE, abs=2)
     gaps = [later - earlier for earlier, later in zip(database.runs, database.runs[1:], strict=False)]
     assert gaps == pytest.approx([60.0] * 7, abs=2)
+    assert capfd.readouterr().err.count('"cron_silent"') == 1
 
 
 async def test_a_pg_cron_that_is_back_is_left_alone(at: Any) -> None:
