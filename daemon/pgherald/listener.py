@@ -17,7 +17,7 @@ import anyio
 
 from pgherald.backoff import reconnect_delay
 from pgherald.log import describe_exception, log
-from pgherald.sessions import STORE_ERRORS, Ear, NoSession
+from pgherald.sessions import POOLER_PATIENCE, STORE_ERRORS, Ear, NoSession
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -29,10 +29,6 @@ CHANNEL: Final = "herald"
 
 HEARTBEAT: Final = 4.0
 """Seconds between two proofs that the session still listens; a dead one is noticed in twice that."""
-
-
-POOLER_PATIENCE: Final = 60.0
-"""Seconds until a pooler that gave no session is tried again: somebody has to change a setting first."""
 
 
 @unique
@@ -80,14 +76,12 @@ class Doorbell:
 class Listener:
     """Keeps one session listening, for ever."""
 
-    def __init__(
-        self, conninfo: str, bell: Doorbell, metrics: Metrics, health: Health, *, rng: Random | None = None
-    ) -> None:
+    def __init__(self, conninfo: str, bell: Doorbell, metrics: Metrics, health: Health) -> None:
         self._conninfo = conninfo
         self._bell = bell
         self._metrics = metrics
         self._health = health
-        self._rng = rng or Random()
+        self._rng = Random()
         self.heard = anyio.Event()  # set once it listens for the first time, or knows that it cannot
 
     async def run(self) -> NoReturn:

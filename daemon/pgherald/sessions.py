@@ -55,8 +55,8 @@ STORE_ERRORS: Final = (psycopg.Error,)
 #: Seconds within which a NOTIFY must come back to a session that stands behind a pooler.
 _PROOF_PATIENCE: Final = 2.0
 
-#: Seconds until a pooler that gave no session is asked again.
-_POOLER_PATIENCE: Final = 60.0
+#: Seconds until a pooler that gave no session is asked again: somebody has to change a setting first.
+POOLER_PATIENCE: Final = 60.0
 
 
 class Locks:
@@ -129,7 +129,7 @@ class Locks:
             self._held.clear()
             self._connection = await _connect(self._conninfo, "pgherald locks")
             if not await _has_session(self._connection, self._conninfo):
-                self._pooled_until = time.monotonic() + _POOLER_PATIENCE
+                self._pooled_until = time.monotonic() + POOLER_PATIENCE
                 raise NoSession("a pooler in between gives no session")
             await be_missed(self._connection)
         return self._connection
