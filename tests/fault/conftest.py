@@ -24,11 +24,11 @@ from tests.fault.world import FULL, ROOT, World
 from tests.support.postgres import running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
     from pgherald.emulator.client import EmulatorProcess
     from tests.fault.invariants import Finding
+    from tests.fault.promise import Promise, Worlds
     from tests.support.postgres import Server
 
 RESULTS: Final[list[dict[str, Any]]] = []
@@ -76,9 +76,7 @@ def own_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def make_world(
-    tmp_path: Path, fcm: EmulatorProcess, fault_log: Path, request: pytest.FixtureRequest
-) -> Callable[..., AbstractContextManager[World]]:
+def make_world(tmp_path: Path, fcm: EmulatorProcess, fault_log: Path, request: pytest.FixtureRequest) -> Worlds:
     """Makes worlds: `with make_world() as world:`; on PostgreSQL 18 unless a server is given."""
     made = 0
 
@@ -109,7 +107,7 @@ _NUMBERS: Final = _count()
 
 
 @pytest.fixture
-def promise(request: pytest.FixtureRequest) -> Callable[..., Finding]:
+def promise(request: pytest.FixtureRequest) -> Promise:
     """Checks the invariants of a world and keeps the numbers for the table."""
 
     def check(world: World, *, seed: int | None = None, points: int = 0, **expected: Any) -> Finding:

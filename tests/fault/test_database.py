@@ -15,21 +15,17 @@ from tests.fault.crowd import crowd
 from tests.fault.invariants import Broken
 from tests.fault.links import link_to
 from tests.fault.machine import cpu_seconds
+from tests.fault.promise import with_control
 from tests.fault.world import FULL, wait_until
 from tests.support.postgres import DAEMON_LOGIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from uuid import UUID
 
     from pgherald.emulator.client import EmulatorProcess
-    from tests.fault.invariants import Finding
     from tests.fault.links import Link
+    from tests.fault.promise import Promise, Worlds
     from tests.fault.world import Daemon, World
-
-    Worlds = Callable[..., AbstractContextManager[World]]
-    Promise = Callable[..., Finding]
 
 
 def spooled_without_a_database(
@@ -78,10 +74,7 @@ def test_a_database_that_goes_right_after_the_200_gets_its_records_later(
                 promise(world, metrics=False)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("gives_up_on_records", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("gives_up_on_records")
 def test_a_late_owner_turns_unknown_into_sent(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, variant: str | None
 ) -> None:
@@ -107,13 +100,7 @@ def test_a_late_owner_turns_unknown_into_sent(
                 promise(world, metrics=False)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(None, id="promise"),
-        pytest.param("resends_when_unrecorded", id="control", marks=pytest.mark.thorough),
-    ],
-)
+@with_control("resends_when_unrecorded")
 def test_a_commit_whose_answer_is_lost_is_neither_doubled_nor_dropped(
     make_world: Worlds, promise: Promise, variant: str | None
 ) -> None:
@@ -146,13 +133,7 @@ def test_a_commit_whose_answer_is_lost_is_neither_doubled_nor_dropped(
                 promise(world, metrics=False)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(None, id="promise"),
-        pytest.param("resends_when_unrecorded", id="control", marks=pytest.mark.thorough),
-    ],
-)
+@with_control("resends_when_unrecorded")
 def test_deadlocks_and_serialization_errors_cost_time_only(
     make_world: Worlds, promise: Promise, variant: str | None
 ) -> None:
@@ -253,13 +234,7 @@ def test_what_is_ready_and_cannot_be_claimed_is_no_reason_to_spin(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(None, id="promise"),
-        pytest.param("resends_when_unrecorded", id="control", marks=pytest.mark.thorough),
-    ],
-)
+@with_control("resends_when_unrecorded")
 def test_sessions_terminated_at_random_lose_nothing(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, variant: str | None
 ) -> None:
@@ -292,10 +267,7 @@ def test_sessions_terminated_at_random_lose_nothing(
         wait_until(lambda: daemon.metric("pgherald_listener_up") == 1, "listening again")
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("listens_once", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("listens_once")
 def test_a_terminated_listener_is_back_at_once_and_hears(
     make_world: Worlds, promise: Promise, variant: str | None
 ) -> None:

@@ -10,19 +10,16 @@ import pytest
 from pgherald.emulator.client import emulator_process
 from tests.fault.conftest import lacks, needs
 from tests.fault.invariants import Broken, check_invariants
+from tests.fault.promise import with_control
 from tests.fault.world import FULL, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from uuid import UUID
 
     from pgherald.emulator.client import EmulatorProcess
-    from tests.fault.invariants import Finding
+    from tests.fault.promise import Promise, Worlds
     from tests.fault.world import World
 
-    Worlds = Callable[..., AbstractContextManager[World]]
-    Promise = Callable[..., Finding]
 
 LOST: Final[dict[str, dict[str, Any]]] = {
     "odd-reset-after-": {"do": "drop_after"},
@@ -147,13 +144,7 @@ def test_control_a_daemon_that_takes_a_refusal_for_doubt_is_found_out(
             promise(world, unknown=())
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(None, id="promise"),
-        pytest.param("takes_no_connection_for_doubt", id="control", marks=pytest.mark.thorough),
-    ],
-)
+@with_control("takes_no_connection_for_doubt")
 @pytest.mark.parametrize("lacking", ["connection", "DNS", "TLS"])
 def test_no_road_to_fcm_means_not_sent_for_certain(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, lacking: str, variant: str | None
@@ -179,10 +170,7 @@ def test_no_road_to_fcm_means_not_sent_for_certain(
                 promise(world, unknown=())
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("doubts_everything", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("doubts_everything")
 def test_without_oauth_nothing_is_sent_and_everything_once_it_is_back(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, variant: str | None
 ) -> None:
@@ -205,10 +193,7 @@ def test_without_oauth_nothing_is_sent_and_everything_once_it_is_back(
                 promise(world, unknown=())
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("knows_no_deadline", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("knows_no_deadline")
 def test_one_byte_a_second_holds_nobody_up(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, variant: str | None
 ) -> None:

@@ -15,16 +15,13 @@ from tests.fault.invariants import Broken
 from tests.fault.test_fcm import befall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pgherald.emulator.client import EmulatorProcess
-    from tests.fault.invariants import Finding
+    from tests.fault.promise import Promise, Worlds
     from tests.fault.world import Daemon, World
 
-    Worlds = Callable[..., AbstractContextManager[World]]
-    Promise = Callable[..., Finding]
 
 ALONE: Final[dict[str, dict[str, Any]]] = {
     "odd-silent-": {"do": "silent"},

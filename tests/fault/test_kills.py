@@ -25,16 +25,12 @@ from tests.fault.invariants import Broken
 from tests.fault.world import FULL, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pgherald.emulator.client import EmulatorProcess
-    from tests.fault.invariants import Finding
+    from tests.fault.promise import Promise, Worlds
     from tests.fault.world import Daemon, World
 
-    Worlds = Callable[..., AbstractContextManager[World]]
-    Promise = Callable[..., Finding]
 
 SEEDS: Final = range(1, 21) if FULL else range(1, 3)
 CALLS: Final = "!getpid"

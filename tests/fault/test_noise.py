@@ -15,24 +15,16 @@ from tests.fault import naive_sql
 from tests.fault.crowd import crowd
 from tests.fault.invariants import Broken
 from tests.fault.machine import cpu_seconds
+from tests.fault.promise import with_control
 from tests.fault.world import FULL, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
     from pgherald.emulator.client import EmulatorProcess
-    from tests.fault.invariants import Finding
+    from tests.fault.promise import Promise, Worlds
     from tests.fault.world import World
 
-    Worlds = Callable[..., AbstractContextManager[World]]
-    Promise = Callable[..., Finding]
 
-
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("believes_the_payload", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("believes_the_payload")
 def test_forged_wake_ups_by_the_megabyte_cost_little_and_change_nothing(
     make_world: Worlds, promise: Promise, variant: str | None
 ) -> None:
@@ -112,13 +104,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(None, id="promise"),
-        pytest.param("one_exception_ends_the_batch", id="control", marks=pytest.mark.thorough),
-    ],
-)
+@with_control("one_exception_ends_the_batch")
 def test_poison_prompts_never_block_the_others(make_world: Worlds, promise: Promise, variant: str | None) -> None:
     with make_world() as world:
         world.scenario(params='{"counts": [1], "activity_types": ["contact"]}')

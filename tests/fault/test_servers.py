@@ -23,20 +23,18 @@ from tests.fault.crowd import crowd
 from tests.fault.invariants import Broken
 from tests.fault.links import Link, link_to
 from tests.fault.machine import fill, is_alive, namespace, run, small_disk
+from tests.fault.promise import with_control
 from tests.fault.world import FULL, wait_until
 from tests.support.postgres import DAEMON_LOGIN, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pgherald.emulator.client import EmulatorProcess
-    from tests.fault.invariants import Finding
+    from tests.fault.promise import Promise, Worlds
     from tests.fault.world import Daemon, World
 
-    Worlds = Callable[..., AbstractContextManager[World]]
-    Promise = Callable[..., Finding]
 
 CRASHES = (5, 5.0, 40.0) if FULL else (2, 0.5, 2.0)
 """How often the server crashes, and after how many seconds at least and at most."""
@@ -127,10 +125,7 @@ def check_late_records(world: World, daemon: Daemon, promise: Promise, variant: 
             promise(world, metrics=False)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("gives_up_on_records", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("gives_up_on_records")
 def test_a_read_only_server_keeps_records_waiting_and_takes_them_later(
     make_world: Worlds, promise: Promise, own_server: Server, fcm: EmulatorProcess, variant: str | None
 ) -> None:
@@ -161,10 +156,7 @@ def read_only(server: Server) -> Iterator[None]:
             admin.execute("select pg_reload_conf()")
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("gives_up_on_records", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("gives_up_on_records")
 def test_a_server_without_a_free_connection_gets_its_records_later(
     make_world: Worlds, promise: Promise, own_server: Server, variant: str | None
 ) -> None:
@@ -214,10 +206,7 @@ where backend_type = 'client backend' and usename <> %s
 """Whether others than this role have all connections that there are for those without privileges."""
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("gives_up_on_records", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("gives_up_on_records")
 def test_a_pool_without_a_connection_gets_its_records_later(
     make_world: Worlds, promise: Promise, own_server: Server, variant: str | None
 ) -> None:
@@ -239,10 +228,7 @@ def test_a_pool_without_a_connection_gets_its_records_later(
         check_late_records(world, daemon, promise, variant)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("gives_up_on_records", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("gives_up_on_records")
 def test_a_full_disk_under_postgres_loses_no_record(
     make_world: Worlds, promise: Promise, open_directory: Path, variant: str | None
 ) -> None:

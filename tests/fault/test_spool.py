@@ -15,20 +15,16 @@ from tests.fault.brakes import stuck_records
 from tests.fault.conftest import needs
 from tests.fault.invariants import Broken
 from tests.fault.machine import fill, small_disk
+from tests.fault.promise import with_control
 from tests.fault.world import FRAME, spooled_prompts, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from pathlib import Path
     from uuid import UUID
 
     from pgherald.emulator.client import EmulatorProcess
-    from tests.fault.invariants import Finding
+    from tests.fault.promise import Promise, Worlds
     from tests.fault.world import Daemon, World
-
-    Worlds = Callable[..., AbstractContextManager[World]]
-    Promise = Callable[..., Finding]
 
 
 def spooled(world: World, count: int, variant: str | None = None) -> Daemon:
@@ -156,10 +152,7 @@ def test_control_a_spool_that_is_not_read_loses_all(make_world: Worlds, promise:
             promise(world, metrics=False)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("never_stops_claiming", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("never_stops_claiming")
 def test_a_full_disk_under_the_spool_stops_the_claiming_and_loses_nothing(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, open_directory: Path, variant: str | None
 ) -> None:
@@ -191,10 +184,7 @@ def test_a_full_disk_under_the_spool_stops_the_claiming_and_loses_nothing(
         assert world.statuses() == {"sent": 45}
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("never_stops_claiming", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("never_stops_claiming")
 def test_a_disk_that_fails_under_the_spool_stops_the_claiming(
     make_world: Worlds, promise: Promise, variant: str | None
 ) -> None:

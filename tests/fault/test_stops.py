@@ -13,24 +13,16 @@ from tests.fault import naive_sql
 from tests.fault.brakes import claims_held_up, is_held_up, stuck_records
 from tests.fault.invariants import Broken
 from tests.fault.links import link_to
+from tests.fault.promise import with_control
 from tests.fault.world import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
     from pgherald.emulator.client import EmulatorProcess
-    from tests.fault.invariants import Finding
+    from tests.fault.promise import Promise, Worlds
     from tests.fault.world import Daemon, World
 
-    Worlds = Callable[..., AbstractContextManager[World]]
-    Promise = Callable[..., Finding]
 
-
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("knows_no_lease", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("knows_no_lease")
 def test_a_daemon_stopped_before_it_sends_does_not_send_late(
     make_world: Worlds, promise: Promise, variant: str | None
 ) -> None:
@@ -125,10 +117,7 @@ def test_sigterm_with_fifty_in_flight_lets_them_end(
                 promise(world, unknown=(), metrics=False)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(None, id="promise"), pytest.param("takes_back_what_left", id="control", marks=pytest.mark.thorough)],
-)
+@with_control("takes_back_what_left")
 def test_sigterm_twice_with_fifty_in_flight_ends_them_in_doubt(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, variant: str | None
 ) -> None:
@@ -183,13 +172,7 @@ def test_sigterm_twice_ends_it_though_the_database_takes_no_records(make_world: 
         assert world.statuses() == {"sent": 5}
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(None, id="promise"),
-        pytest.param("forgets_what_it_asked_for", id="control", marks=pytest.mark.thorough),
-    ],
-)
+@with_control("forgets_what_it_asked_for")
 def test_a_claim_that_a_second_sigterm_finds_unanswered_is_given_back(
     make_world: Worlds, promise: Promise, variant: str | None
 ) -> None:
@@ -219,13 +202,7 @@ def test_a_claim_that_a_second_sigterm_finds_unanswered_is_given_back(
                 promise(world, unknown=(), metrics=False)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(None, id="promise"),
-        pytest.param("doubts_what_never_left", id="control", marks=pytest.mark.thorough),
-    ],
-)
+@with_control("doubts_what_never_left")
 @pytest.mark.parametrize("lacking", ["token", pytest.param("connection", marks=pytest.mark.thorough)])
 def test_what_a_second_sigterm_finds_unsent_is_given_back(
     make_world: Worlds, promise: Promise, fcm: EmulatorProcess, lacking: str, variant: str | None
