@@ -6,7 +6,6 @@ its slow twin holds every answer back. Everything is started and stopped within 
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import os
 import platform
@@ -28,13 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
 
 from pgherald import schema
 from pgherald.embedded import Cluster
+from pgherald.emulator.keys import make_certificate
+from tests.support.service_account import key_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -214,40 +211,8 @@ def running_sink(*, delay: float = 0.05) -> Iterator[Sink]:
 
 
 def _write_keys(directory: Path, port: int) -> None:
-    import ipaddress
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=2))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, pkcs8, plain = (
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    (directory / "cert.pem").write_bytes(certificate.public_bytes(pem))
-    (directory / "key.pem").write_bytes(key.private_bytes(pem, pkcs8, plain))
-    account = {
-        "type": "service_account",
-        "project_id": "bench",
-        "private_key_id": "1",
-        "private_key": rsa.generate_private_key(65537, 2048).private_bytes(pem, pkcs8, plain).decode(),
-        "client_email": "bench@bench.iam.gserviceaccount.com",
-        "client_id": "1",
-        "token_uri": f"https://127.0.0.1:{port}/token",
-    }
-    (directory / "account.json").write_text(json.dumps(account))
+    make_certificate(directory / "cert.pem", directory / "key.pem", "127.0.0.1").chmod(0o644)
+    key_file(directory / "account.json", project_id="bench", client_id="1", token_uri=f"https://127.0.0.1:{port}/token")
     directory.chmod(0o755)
 
 
