@@ -49,16 +49,21 @@ class NotNow(ConfigError):
     """The server is starting, stopping, or has no connection left: the same call may succeed in a moment."""
 
 
-def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL") -> psycopg.Connection:
-    """A connection for a command; ConfigError, with the setting and without the DSN, when there is none to be had."""
+def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL", *, autocommit: bool = False) -> psycopg.Connection:
+    """A connection for a command; ConfigError, with the setting and without the DSN, when there is none to be had.
+
+    Nothing is prepared in its session, so it may go through a pooler.
+    """
     try:
-        return psycopg.connect(conninfo, application_name="pgherald", connect_timeout=10)
+        return psycopg.connect(
+            conninfo, autocommit=autocommit, prepare_threshold=None, application_name="pgherald", connect_timeout=10
+        )
     except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
         kind = NotNow if re.search(_NOT_NOW, str(error), re.IGNORECASE) else ConfigError
         raise kind(_unreachable(conninfo, error, setting)) from None
 
 
-def _unreachable(conninfo: str, error: BaseException, setting: str = "PGHERALD_DATABASE_URL") -> str:
+def _unreachable(conninfo: str, error: BaseException, setting: str) -> str:
     """Why there is no connection, without a password or a DSN in it: host, port, database, the server's own reason."""
     try:
         place = _place(conninfo)

@@ -239,9 +239,7 @@ class Operations:
     @contextmanager
     def open(cls, conninfo: str) -> Iterator[Operations]:
         """Connect; ConfigError where there is no connection."""
-        with access.connect(conninfo) as connection:
-            connection.autocommit = True
-            connection.prepare_threshold = None
+        with access.connect(conninfo, autocommit=True) as connection:
             yield cls(connection)
 
     @property

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 def connect(conninfo: str) -> psycopg.Connection:
     """A connection. Raises ConfigError with the reason."""
-    connection = access.connect(conninfo)
-    connection.autocommit = True
-    connection.prepare_threshold = None
-    return connection
+    return access.connect(conninfo, autocommit=True)
 
 
 def ask(connection: psycopg.Connection, statement: LiteralString, *values: Any) -> list[tuple[Any, ...]]:
