@@ -68,7 +68,7 @@ class Ledger:
         self._kept: deque[Accepted] = deque(maxlen=keep)
         self._seq = 0
         self._file = _open_for_append(log) if log is not None else None
-        self._waiting: list[tuple[int, anyio.Event]] = []
+        self._more: anyio.Event | None = None  # while somebody waits for the next
 
     def __enter__(self) -> Self:
         return self
@@ -105,8 +105,9 @@ class Ledger:
         self._seq = seq
         self.accepted += 1
         self._kept.append(entry)
-        if self._waiting:
-            self._wake()
+        if self._more is not None:
+            self._more.set()
+            self._more = None
         return entry
 
     def since(self, seq: int, limit: int) -> list[Accepted]:
@@ -125,9 +126,8 @@ class Ledger:
     async def wait_for(self, count: int) -> None:
         """Returns once `count` messages have been accepted since the start or the last clear."""
         while self.accepted < count:
-            event = anyio.Event()
-            self._waiting.append((count, event))
-            await event.wait()
+            more = self._more = self._more or anyio.Event()
+            await more.wait()
 
     def counters(self) -> dict[str, Any]:
         """How often what was answered; `rejected` by code, `faults` by kind, whatever else became of those requests."""
@@ -138,15 +138,6 @@ class Ledger:
             "rejected": dict(self.rejected),
             "faults": dict(self.faults),
         }
-
-    def _wake(self) -> None:
-        still: list[tuple[int, anyio.Event]] = []
-        for count, event in self._waiting:
-            if self.accepted >= count:
-                event.set()
-            else:
-                still.append((count, event))
-        self._waiting = still
 
 
 def _open_for_append(path: Path) -> int:
