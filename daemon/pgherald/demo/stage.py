@@ -59,7 +59,6 @@ class Stage:
     def __init__(self, told: Callable[[str], None]) -> None:
         self._told = told
         self._stack = ExitStack()
-        self._began = time.monotonic()
         self._cluster = Cluster()
         self.daemon: Child
         self.emulator: EmulatorClient
