@@ -29,7 +29,7 @@ from pgherald.pacing import Pacing
 from pgherald.recorder import Recorder
 from pgherald.sessions import Locks
 from pgherald.spool import Spool
-from pgherald.store import EvaluationHangs, Store
+from pgherald.store import CalledOff, Store
 from pgherald.transport import HttpTransport
 from tests.support.organisation import Organisation
 
@@ -393,8 +393,8 @@ async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes
     enqueue_all(organisation, [person])
     touched = db.execute("select user_id from herald.touched_user").fetchall()
     assert (person,) in touched
-    monkeypatch.setattr("pgherald.store.EVALUATION_PATIENCE", 0.2)
-    with pytest.raises(EvaluationHangs):
+    monkeypatch.setattr("pgherald.store.CLAIM_PATIENCE", 0.2)
+    with pytest.raises(CalledOff):
         await bench.store.claim("a test", 100, bench.config.lease, touched=100)
     assert db.execute("select user_id from herald.touched_user").fetchall() == touched
     assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
@@ -421,7 +421,8 @@ async def test_connections_whose_server_says_nothing_are_given_up_for_others(
 ) -> None:
     enqueue_all(organisation, [organisation.mentor("phone-1")])
     assert (await bench.store.waiting()).ready
-    monkeypatch.setattr("pgherald.store.ANSWER_PATIENCE", 2.0)
+    monkeypatch.setattr("pgherald.store.CLAIM_PATIENCE", 1.0)
+    monkeypatch.setattr("pgherald.store.CANCEL_PATIENCE", 0.5)
     refused = 0
     with stopped_sessions(organisation.db, "pgherald"), anyio.fail_after(60):
         while True:
@@ -439,13 +440,36 @@ async def test_a_claim_that_takes_too_long_takes_nothing(
     bench: Bench, organisation: Organisation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enqueue_all(organisation, [organisation.mentor("phone-1")])
-    monkeypatch.setattr("pgherald.store.ANSWER_PATIENCE", 0.2)
+    monkeypatch.setattr("pgherald.store.CLAIM_PATIENCE", 0.2)
     with organisation.db.transaction():
         organisation.db.execute("lock table herald.prompt in exclusive mode")
-        with anyio.fail_after(60), pytest.raises(TimeoutError):
+        with anyio.fail_after(60), pytest.raises(CalledOff):
             await bench.claim()
     monkeypatch.undo()
     assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
+
+
+async def test_a_claim_that_was_committed_though_it_was_called_off_is_sent(
+    bench: Bench, organisation: Organisation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue_all(organisation, [organisation.mentor("phone-1")])
+    # As where a commit waits for a standby that is away: told to end, the server ends the waiting, not what was done.
+    organisation.db.execute("""
+        create function public.wait_a_while() returns trigger language plpgsql as $$
+        begin
+          perform pg_catalog.pg_sleep(60);
+          return new;
+        exception when query_canceled then
+          return new;
+        end $$;
+        create trigger wait_a_while before update on herald.prompt
+        for each row when (new.status = 'sending') execute function public.wait_a_while();
+    """)
+    monkeypatch.setattr("pgherald.store.CLAIM_PATIENCE", 0.2)
+    with anyio.fail_after(60):
+        prompts = await bench.claim()
+    monkeypatch.undo()
+    assert await bench.dispatcher.dispatch_prompts(prompts) == DispatchSummary(1, 0, 0)
 
 
 async def test_a_lock_whose_server_says_nothing_is_not_held_and_had_again(

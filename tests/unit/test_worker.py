@@ -20,7 +20,7 @@ from pgherald.listener import PEAL, Doorbell, Wakeup
 from pgherald.metrics import Metrics
 from pgherald.model import DispatchSummary
 from pgherald.pacing import Pacing
-from pgherald.store import Claimed, EvaluationHangs, Waiting
+from pgherald.store import Claimed, CalledOff, Waiting
 from pgherald.worker import BARREN_STEP, BREATH_MAX, LINGER, NAP, Worker
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Database:
             await anyio.sleep(self.seconds)
             self.evaluations.append((began, time.monotonic()))
             if self.hangs:
-                raise EvaluationHangs
+                raise CalledOff
         self.claims += 1
         return Claimed((), ())
 
