@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ class Bench:
     spool: Spool
     recorder: Recorder
     dispatcher: PushNotificationDispatcher
+    pacing: Pacing
     emulator: Emulator
     metrics: Metrics
     config: DispatchConfig
@@ -84,8 +86,9 @@ async def build(
         try:
             recorder = Recorder(store, spool, metrics)
             sender = FcmClient(transport, OAuth(credentials), emulator.endpoint, project)
-            dispatcher = PushNotificationDispatcher(sender, recorder, Pacing(10_000), metrics, config)
-            yield Bench(store, spool, recorder, dispatcher, emulator, metrics, config)
+            pacing = Pacing(10_000)
+            dispatcher = PushNotificationDispatcher(sender, recorder, pacing, metrics, config)
+            yield Bench(store, spool, recorder, dispatcher, pacing, emulator, metrics, config)
         finally:
             await spool.close()
 
@@ -235,6 +238,22 @@ async def test_no_device_left_is_token_revoked_with_the_code_of_fcm(bench: Bench
     result = await bench.dispatcher.dispatch((await bench.claim())[0])
     assert isinstance(result, TokenRevoked)
     assert (result.error_code, len(result.revoked)) == ("UNREGISTERED", 2)
+
+
+@pytest.mark.parametrize(
+    ("devices", "tokens"),
+    [("all", ["phone-1", "phone-2", "phone-3"]), ("latest", ["phone-1", "unregistered-2", "unregistered-3"])],
+)
+async def test_further_devices_of_one_person_count_as_messages_to_the_rate(
+    bench: Bench, organisation: Organisation, devices: str, tokens: list[str]
+) -> None:
+    person = organisation.mentor(*tokens)
+    enqueue_all(organisation, [person], devices=devices)
+    (prompt,) = await bench.claim()
+    bench.pacing.set_max_rate(time.monotonic(), 0.01)
+    assert bench.pacing.allowance(time.monotonic(), 1) == 1
+    assert isinstance(await bench.dispatcher.dispatch(prompt), Sent)
+    assert bench.pacing.ready_in(time.monotonic()) == pytest.approx(300, abs=60)
 
 
 async def test_all_devices_means_each_once(bench: Bench, organisation: Organisation) -> None:
