@@ -197,10 +197,11 @@ class Store:
 
         async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
             set_json_loads(orjson.loads, connection)
-            if await is_pooled(connection):
-                connection.prepare_threshold = None
-            else:
-                await be_missed(connection)
+            async with asyncio.timeout(ANSWER_PATIENCE):  # the pool itself would wait for ever
+                if await is_pooled(connection):
+                    connection.prepare_threshold = None
+                else:
+                    await be_missed(connection)
 
         self._pool = AsyncConnectionPool(
             make_conninfo(conninfo, application_name="pgherald", **KEEPALIVES),

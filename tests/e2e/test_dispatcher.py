@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,14 +26,13 @@ from pgherald.model import DispatchSummary, Failed, NoToken, Sent, TokenRevoked,
 from pgherald.oauth import OAuth, load_credentials
 from pgherald.pacing import Pacing
 from pgherald.recorder import Recorder
-from pgherald.sessions import Locks
 from pgherald.spool import Spool
 from pgherald.store import CalledOff, Store
 from pgherald.transport import HttpTransport
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
     from uuid import UUID
 
@@ -417,94 +414,6 @@ async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes
         await bench.store.claim("a test", 100, bench.config.lease, touched=100)
     assert db.execute("select user_id from herald.touched_user").fetchall() == touched
     assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
-
-
-@contextmanager
-def stopped_sessions(db: psycopg.Connection, name: str) -> Iterator[None]:
-    """While it lasts, the server's side of these sessions is there and says nothing."""
-    rows = db.execute(
-        "select pid from pg_stat_activity where application_name = %s and datname = current_database()", (name,)
-    ).fetchall()
-    assert rows
-    for (pid,) in rows:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for (pid,) in rows:
-            os.kill(pid, signal.SIGCONT)
-
-
-async def test_connections_whose_server_says_nothing_are_given_up_for_others(
-    bench: Bench, organisation: Organisation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enqueue_all(organisation, [organisation.mentor("phone-1")])
-    assert (await bench.store.waiting()).ready
-    monkeypatch.setattr("pgherald.store.CLAIM_PATIENCE", 1.0)
-    monkeypatch.setattr("pgherald.store.CANCEL_PATIENCE", 0.5)
-    refused = 0
-    with stopped_sessions(organisation.db, "pgherald"), anyio.fail_after(60):
-        while True:
-            try:
-                prompts = await bench.claim()
-            except TimeoutError:
-                refused += 1
-            else:
-                break
-        assert await bench.dispatcher.dispatch_prompts(prompts) == DispatchSummary(1, 0, 0)
-    assert refused > 0
-
-
-async def test_a_claim_that_takes_too_long_takes_nothing(
-    bench: Bench, organisation: Organisation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enqueue_all(organisation, [organisation.mentor("phone-1")])
-    monkeypatch.setattr("pgherald.store.CLAIM_PATIENCE", 0.2)
-    with organisation.db.transaction():
-        organisation.db.execute("lock table herald.prompt in exclusive mode")
-        with anyio.fail_after(60), pytest.raises(CalledOff):
-            await bench.claim()
-    monkeypatch.undo()
-    assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
-
-
-async def test_a_claim_that_was_committed_though_it_was_called_off_is_sent(
-    bench: Bench, organisation: Organisation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enqueue_all(organisation, [organisation.mentor("phone-1")])
-    # As where a commit waits for a standby that is away: told to end, the server ends the waiting, not what was done.
-    organisation.db.execute("""
-        create function public.wait_a_while() returns trigger language plpgsql as $$
-        begin
-          perform pg_catalog.pg_sleep(60);
-          return new;
-        exception when query_canceled then
-          return new;
-        end $$;
-        create trigger wait_a_while before update on herald.prompt
-        for each row when (new.status = 'sending') execute function public.wait_a_while();
-    """)
-    monkeypatch.setattr("pgherald.store.CLAIM_PATIENCE", 0.2)
-    with anyio.fail_after(60):
-        prompts = await bench.claim()
-    monkeypatch.undo()
-    assert await bench.dispatcher.dispatch_prompts(prompts) == DispatchSummary(1, 0, 0)
-
-
-async def test_a_lock_whose_server_says_nothing_is_not_held_and_had_again(
-    database: Database, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    locks = Locks(database.daemon_dsn)
-    assert await locks.lead()
-    with stopped_sessions(db, "pgherald locks"):
-        monkeypatch.setattr("pgherald.sessions._ANSWER_PATIENCE", 0.2)
-        with anyio.fail_after(60):
-            assert not await locks.lead()
-        monkeypatch.undo()
-    with anyio.fail_after(60):
-        while not await locks.lead():  # noqa: ASYNC110 - the server sets no event
-            await anyio.sleep(0.05)
-    await locks.aclose()
 
 
 async def test_slots_that_a_claim_did_not_need_are_free_again_for_whoever_waits(bench: Bench) -> None:
