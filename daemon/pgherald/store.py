@@ -228,10 +228,13 @@ class Store:
         """A connection for something that takes no longer than that (None: ANSWER_PATIENCE). If it does: CalledOff, or
         TimeoutError where the server says nothing more."""
         seconds = ANSWER_PATIENCE if patience is None else patience
-        async with self._pool.connection() as connection:
+        async with (
+            self._pool.connection() as connection,
             # asyncio's own: anyio's would also cancel what psycopg does to call the statement off.
-            async with asyncio.timeout(seconds + 2 * CANCEL_PATIENCE), _called_off_after(seconds, connection):
-                yield connection
+            asyncio.timeout(seconds + 2 * CANCEL_PATIENCE),
+            _called_off_after(seconds, connection),
+        ):
+            yield connection
 
     async def claim(self, owner: str, limit: int, lease: timedelta, *, touched: int = 0) -> Claimed:
         """Evaluate up to `touched` touched rows' people, then claim up to `limit` ready prompts; committed when this
