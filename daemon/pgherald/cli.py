@@ -38,6 +38,8 @@ _WRAPPED: Any = {"width": 80, "subsequent_indent": " " * 6, "break_on_hyphens": 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    if sys.stdout is None:  # closed by whoever started this: nobody wants the answer
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as this lives
     try:
         arguments = _parser().parse_args(argv)
         run: Callable[[argparse.Namespace], int] = arguments.run

@@ -150,7 +150,7 @@ class Recorder:
             accepted = [outcome for outcome in batch.outcomes if outcome.entry is not None]
             try:
                 await self._journal.append([outcome.entry for outcome in accepted if outcome.entry is not None])
-            except Exception as error:  # noqa: BLE001 - such as that there is no thread to be had
+            except Exception as error:  # noqa: BLE001 - whatever it was, they are not forgotten
                 # The pushes were accepted and are known only here: the records themselves are now what saves them.
                 reason = error.code if isinstance(error, SpoolFailed) else describe_exception(error)
                 for outcome in accepted:

@@ -115,11 +115,12 @@ class Scheduler:
         """Do each duty when it is due, for ever; what the database would not let through is tried the next time.
 
         The schedule has a task of its own: an evaluation may take long, and the sweep and the metrics not wait for it.
-        So has what needs no database: how things are is told although that does not answer.
+        So has what needs no database: how things are is told although that does not answer; and so has the disk.
         """
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._every_second, self._keep_schedule)
             tasks.start_soon(self._every_second, self._measure_here)
+            tasks.start_soon(self._every_second, self._probe_spool)
             await self._every_second(self._keep_house)
         raise AssertionError("neither ends")
 
@@ -133,8 +134,6 @@ class Scheduler:
 
     async def _keep_house(self, now: float) -> None:
         """What every daemon does."""
-        if self._spool.failing and await self._spool.probe():
-            self._bell.ring(Wakeup.POLL)
         for clock, duty in (
             (self._sweep, self._sweep_lost),
             (self._measure, self._take_measure),
@@ -143,6 +142,10 @@ class Scheduler:
             if clock.strikes(now):
                 await duty()
                 self._answered_at = time.monotonic()
+
+    async def _probe_spool(self, _: float) -> None:
+        if self._spool.failing and await self._spool.probe():
+            self._bell.ring(Wakeup.POLL)
 
     async def _keep_schedule(self, now: float) -> None:
         """What one daemon does."""

@@ -161,13 +161,14 @@ class Ear:
     @classmethod
     @asynccontextmanager
     async def open(cls, conninfo: str, channel: str) -> AsyncIterator[Ear]:
-        """Connect and LISTEN."""
+        """Connect and LISTEN. TimeoutError where the server says nothing."""
         connection = await _connect(conninfo, "pgherald listener")
         try:
-            if not await _has_session(connection, conninfo):
-                raise NoSession("a pooler in between gives no session")
-            await be_missed(connection)
-            await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            with anyio.fail_after(_ANSWER_PATIENCE):
+                if not await _has_session(connection, conninfo):
+                    raise NoSession("a pooler in between gives no session")
+                await be_missed(connection)
+                await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
             yield cls(connection, channel)
         finally:
             await connection.close()

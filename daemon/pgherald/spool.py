@@ -9,8 +9,10 @@ once more, which changes nothing. `pgherald.segments` has the files, `pgherald.f
 from __future__ import annotations
 
 import errno
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 import anyio
 from anyio.to_thread import run_sync
@@ -21,13 +23,16 @@ from pgherald.log import describe_exception, log
 from pgherald.segments import Disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from pgherald.frames import Entry
     from pgherald.metrics import Metrics
     from pgherald.model import PromptId
     from pgherald.segments import Damage, Segment
+
+T = TypeVar("T")
+P = TypeVarTuple("P")
 
 MAX_BYTES: Final = 256 * 2**20
 SEGMENT_BYTES: Final = 4 * 2**20
@@ -179,7 +184,7 @@ class Spool:
             log.critical("spool_full", path=where, entries=self._entries, bytes=self._disk.size)
             return
         try:
-            segment = await run_sync(self._disk.write, data, limiter=self._thread)
+            segment = await self._on_thread(self._disk.write, data)
         except OSError as error:
             code = describe_exception(error)
             self._fail(code)
@@ -223,7 +228,8 @@ class Spool:
         """Delete what is disposable. The caller has the turn."""
         segments = self._disposable()
         if segments and not self._closed:
-            await run_sync(self._disk.remove, segments, limiter=self._thread)
+            with suppress(OSError):  # no thread: the next time, then
+                await self._on_thread(self._disk.remove, segments)
             self._measure()
 
     async def probe(self) -> bool:
@@ -235,7 +241,7 @@ class Spool:
                 segment.stuck = False
             await self._collect()
             try:
-                await run_sync(self._disk.probe, limiter=self._thread)
+                await self._on_thread(self._disk.probe)
             except OSError as error:
                 self._fail(describe_exception(error))
             else:
@@ -251,9 +257,17 @@ class Spool:
             async with self._turn:
                 if not self._closed:
                     done = [segment for segment in self._disk.segments if not segment.live]
-                    await run_sync(self._disk.remove, done, limiter=self._thread)
+                    with suppress(OSError):
+                        await self._on_thread(self._disk.remove, done)
                     self._closed = True
                     self._disk.close()
+
+    async def _on_thread(self, step: Callable[[*P], T], *arguments: *P) -> T:
+        """Have the disk do this. OSError also where the system has no thread for it."""
+        try:
+            return await run_sync(step, *arguments, limiter=self._thread)
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
 
     def _fail(self, code: str) -> None:
         if self._broken is None:

@@ -43,15 +43,16 @@ if TYPE_CHECKING:
 
     from pgherald.model import Revoked
 
-EVALUATION_PATIENCE: Final = 15.0
-"""Seconds that touched people's evaluation may take before a claim; it is meant to take a tenth of one."""
+CLAIM_PATIENCE: Final = 15.0
+"""Seconds that a claim may take, with the evaluation of touched people before it; it is meant to take a tenth of one,
+and what it claims is not good for longer."""
 
 ANSWER_PATIENCE: Final = 60.0
-"""Seconds that anything but a scheduled run and a deletion may take. Then it is called off, and if there is no word on
-that either the connection is given up: where a pooler has lost its server, TCP says that all is well."""
+"""Seconds that anything else may take but a scheduled run and a deletion."""
 
 CANCEL_PATIENCE: Final = 5.0
-"""Seconds for the server to take the word that it is called off."""
+"""Seconds for the server to take the word that something is called off, and as many for its word on that. Without it
+the connection is given up: where a pooler has lost its server, TCP says that all is well."""
 
 SCHEMA_BROKE: Final = (
     "the schema in the database was migrated to a version that this program does not know and that breaks it: "
@@ -63,8 +64,8 @@ class SchemaBroke(ConfigError):
     """A migration that this program does not know, and that says it breaks such programs, is in the database."""
 
 
-class EvaluationHangs(Exception):
-    """Touched people's evaluation did not come to its end, and was called off; they are still to be evaluated."""
+class CalledOff(TimeoutError):
+    """It did not come to its end, and was called off: nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +197,11 @@ class Store:
 
         async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
             set_json_loads(orjson.loads, connection)
-            if await is_pooled(connection):
-                connection.prepare_threshold = None
-            else:
-                await be_missed(connection)
+            async with asyncio.timeout(ANSWER_PATIENCE):  # the pool itself would wait for ever
+                if await is_pooled(connection):
+                    connection.prepare_threshold = None
+                else:
+                    await be_missed(connection)
 
         self._pool = AsyncConnectionPool(
             make_conninfo(conninfo, application_name="pgherald", **KEEPALIVES),
@@ -222,29 +224,30 @@ class Store:
         await self._pool.close(timeout=5.0)
 
     @asynccontextmanager
-    async def _asked(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """A connection for something that takes no long. TimeoutError if it does."""
-        async with self._pool.connection() as connection:
+    async def _asked(self, patience: float | None = None) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection for something that takes no longer than that (None: ANSWER_PATIENCE). If it does: CalledOff, or
+        TimeoutError where the server says nothing more."""
+        seconds = ANSWER_PATIENCE if patience is None else patience
+        async with (
+            self._pool.connection() as connection,
             # asyncio's own: anyio's would also cancel what psycopg does to call the statement off.
-            async with asyncio.timeout(ANSWER_PATIENCE):
-                yield connection
+            asyncio.timeout(seconds + 2 * CANCEL_PATIENCE),
+            _called_off_after(seconds, connection),
+        ):
+            yield connection
 
     async def claim(self, owner: str, limit: int, lease: timedelta, *, touched: int = 0) -> Claimed:
         """Evaluate up to `touched` touched rows' people, then claim up to `limit` ready prompts; committed when this
-        returns. Raises SchemaBroke, and EvaluationHangs: then nothing was done."""
-        return await self._claim(
-            _CLAIM, (touched, self._program, owner, limit, lease), EVALUATION_PATIENCE if touched else None
-        )
+        returns. Raises SchemaBroke, and CalledOff: then nothing was done."""
+        return await self._claim(_CLAIM, (touched, self._program, owner, limit, lease))
 
     async def claim_prompts(self, owner: str, prompts: Sequence[PromptId], lease: timedelta) -> Claimed:
         """Claim these prompts, as far as they are ready."""
         return await self._claim(_CLAIM_PROMPTS, (owner, list(prompts), lease))
 
-    async def _claim(
-        self, statement: LiteralString, parameters: tuple[Any, ...], patience: float | None = None
-    ) -> Claimed:
+    async def _claim(self, statement: LiteralString, parameters: tuple[Any, ...]) -> Claimed:
         before = time.monotonic()
-        async with self._asked() as connection, _called_off_after(patience, connection):
+        async with self._asked(CLAIM_PATIENCE) as connection:
             cursor = await connection.execute(statement, parameters, binary=True)
             rows = await cursor.fetchall()
         broken: Sequence[ScenarioId] = ()
@@ -368,12 +371,9 @@ class Store:
 
 
 @asynccontextmanager
-async def _called_off_after(seconds: float | None, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+async def _called_off_after(seconds: float, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
     """Have the server cancel the statement within, if it takes so long: its word is awaited, so what it had committed
-    by then is not lost."""
-    if seconds is None:
-        yield
-        return
+    by then, as when it waits for a standby, is not lost."""
     cancelling: list[asyncio.Task[None]] = []
     timer = asyncio.get_running_loop().call_later(
         seconds, lambda: cancelling.append(asyncio.create_task(connection.cancel_safe(timeout=CANCEL_PATIENCE)))
@@ -383,7 +383,7 @@ async def _called_off_after(seconds: float | None, connection: psycopg.AsyncConn
     except psycopg.errors.QueryCanceled as error:
         if not cancelling:
             raise
-        raise EvaluationHangs from error
+        raise CalledOff from error
     finally:
         timer.cancel()
         for each in cancelling:

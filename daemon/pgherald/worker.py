@@ -25,7 +25,7 @@ from pgherald.backoff import reconnect_delay
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
-from pgherald.store import EVALUATION_PATIENCE, SCHEMA_BROKE, Claimed, EvaluationHangs, SchemaBroke
+from pgherald.store import CLAIM_PATIENCE, SCHEMA_BROKE, CalledOff, Claimed, SchemaBroke
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
@@ -73,7 +73,7 @@ BACK_OFF_MAX: Final = 1.0
 CLAIM_MAX: Final = 500
 """Prompts claimed in one transaction at most."""
 
-CLAIM_PATIENCE: Final = 2.0
+STOP_PATIENCE: Final = 2.0
 """Seconds that a claim may still take to be answered when the work is cancelled."""
 
 HANG_SECONDS: Final = 10.0
@@ -272,8 +272,10 @@ class Worker:
             return Claimed((), ())
         try:
             claimed = await self._claim(allowed, TOUCHED_MAX if evaluates else 0)
-        except EvaluationHangs:
-            log.error("evaluation_hangs", seconds=EVALUATION_PATIENCE, source="touched")
+        except CalledOff:
+            if not evaluates:
+                raise
+            log.error("evaluation_hangs", seconds=CLAIM_PATIENCE, source="touched")
             self._evaluates_at = time.monotonic() + HANGING_PAUSE
             return Claimed((), ())
         for scenario_id in claimed.broken:
@@ -293,7 +295,7 @@ class Worker:
         try:
             return await asyncio.shield(claim)
         except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(CLAIM_PATIENCE, shield=True), suppress(*STORE_ERRORS, SchemaBroke, TimeoutError):
+            with anyio.move_on_after(STOP_PATIENCE, shield=True), suppress(*STORE_ERRORS, SchemaBroke, TimeoutError):
                 await self._dispatcher.give_back((await claim).prompts)
             raise
 

@@ -387,6 +387,18 @@ def test_an_answer_that_does_not_fit_on_the_disk(database: Database, home: Path,
     assert (ran.returncode, ran.stderr) == (1, "pgherald: the answer cannot be written: No space left on device\n")
 
 
+@pytest.mark.parametrize("command", ["migrate --dump-sql", "fcm-emulator --help"])
+def test_an_answer_for_which_there_is_no_standard_output(command: str) -> None:
+    closed = 'exec "$@" >&-'
+    ran = subprocess.run(
+        ["/bin/sh", "-c", closed, "sh", sys.executable, "-m", "pgherald.cli", *command.split()],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("scenario_type", "params", "said", "hint"),
     [

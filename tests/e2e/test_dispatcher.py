@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import asynccontextmanager, contextmanager
+import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,14 +26,13 @@ from pgherald.model import DispatchSummary, Failed, NoToken, Sent, TokenRevoked,
 from pgherald.oauth import OAuth, load_credentials
 from pgherald.pacing import Pacing
 from pgherald.recorder import Recorder
-from pgherald.sessions import Locks
 from pgherald.spool import Spool
-from pgherald.store import EvaluationHangs, Store
+from pgherald.store import CalledOff, Store
 from pgherald.transport import HttpTransport
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
     from uuid import UUID
 
@@ -54,6 +52,7 @@ class Bench:
     spool: Spool
     recorder: Recorder
     dispatcher: PushNotificationDispatcher
+    pacing: Pacing
     emulator: Emulator
     metrics: Metrics
     config: DispatchConfig
@@ -84,8 +83,9 @@ async def build(
         try:
             recorder = Recorder(store, spool, metrics)
             sender = FcmClient(transport, OAuth(credentials), emulator.endpoint, project)
-            dispatcher = PushNotificationDispatcher(sender, recorder, Pacing(10_000), metrics, config)
-            yield Bench(store, spool, recorder, dispatcher, emulator, metrics, config)
+            pacing = Pacing(10_000)
+            dispatcher = PushNotificationDispatcher(sender, recorder, pacing, metrics, config)
+            yield Bench(store, spool, recorder, dispatcher, pacing, emulator, metrics, config)
         finally:
             await spool.close()
 
@@ -235,6 +235,22 @@ async def test_no_device_left_is_token_revoked_with_the_code_of_fcm(bench: Bench
     result = await bench.dispatcher.dispatch((await bench.claim())[0])
     assert isinstance(result, TokenRevoked)
     assert (result.error_code, len(result.revoked)) == ("UNREGISTERED", 2)
+
+
+@pytest.mark.parametrize(
+    ("devices", "tokens"),
+    [("all", ["phone-1", "phone-2", "phone-3"]), ("latest", ["phone-1", "unregistered-2", "unregistered-3"])],
+)
+async def test_further_devices_of_one_person_count_as_messages_to_the_rate(
+    bench: Bench, organisation: Organisation, devices: str, tokens: list[str]
+) -> None:
+    person = organisation.mentor(*tokens)
+    enqueue_all(organisation, [person], devices=devices)
+    (prompt,) = await bench.claim()
+    bench.pacing.set_max_rate(time.monotonic(), 0.01)
+    assert bench.pacing.allowance(time.monotonic(), 1) == 1
+    assert isinstance(await bench.dispatcher.dispatch(prompt), Sent)
+    assert bench.pacing.ready_in(time.monotonic()) == pytest.approx(300, abs=60)
 
 
 async def test_all_devices_means_each_once(bench: Bench, organisation: Organisation) -> None:
@@ -393,75 +409,11 @@ async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes
     enqueue_all(organisation, [person])
     touched = db.execute("select user_id from herald.touched_user").fetchall()
     assert (person,) in touched
-    monkeypatch.setattr("pgherald.store.EVALUATION_PATIENCE", 0.2)
-    with pytest.raises(EvaluationHangs):
+    monkeypatch.setattr("pgherald.store.CLAIM_PATIENCE", 0.2)
+    with pytest.raises(CalledOff):
         await bench.store.claim("a test", 100, bench.config.lease, touched=100)
     assert db.execute("select user_id from herald.touched_user").fetchall() == touched
     assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
-
-
-@contextmanager
-def stopped_sessions(db: psycopg.Connection, name: str) -> Iterator[None]:
-    """While it lasts, the server's side of these sessions is there and says nothing."""
-    rows = db.execute(
-        "select pid from pg_stat_activity where application_name = %s and datname = current_database()", (name,)
-    ).fetchall()
-    assert rows
-    for (pid,) in rows:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for (pid,) in rows:
-            os.kill(pid, signal.SIGCONT)
-
-
-async def test_connections_whose_server_says_nothing_are_given_up_for_others(
-    bench: Bench, organisation: Organisation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enqueue_all(organisation, [organisation.mentor("phone-1")])
-    assert (await bench.store.waiting()).ready
-    monkeypatch.setattr("pgherald.store.ANSWER_PATIENCE", 2.0)
-    refused = 0
-    with stopped_sessions(organisation.db, "pgherald"), anyio.fail_after(60):
-        while True:
-            try:
-                prompts = await bench.claim()
-            except TimeoutError:
-                refused += 1
-            else:
-                break
-        assert await bench.dispatcher.dispatch_prompts(prompts) == DispatchSummary(1, 0, 0)
-    assert refused > 0
-
-
-async def test_a_claim_that_takes_too_long_takes_nothing(
-    bench: Bench, organisation: Organisation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enqueue_all(organisation, [organisation.mentor("phone-1")])
-    monkeypatch.setattr("pgherald.store.ANSWER_PATIENCE", 0.2)
-    with organisation.db.transaction():
-        organisation.db.execute("lock table herald.prompt in exclusive mode")
-        with anyio.fail_after(60), pytest.raises(TimeoutError):
-            await bench.claim()
-    monkeypatch.undo()
-    assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
-
-
-async def test_a_lock_whose_server_says_nothing_is_not_held_and_had_again(
-    database: Database, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    locks = Locks(database.daemon_dsn)
-    assert await locks.lead()
-    with stopped_sessions(db, "pgherald locks"):
-        monkeypatch.setattr("pgherald.sessions._ANSWER_PATIENCE", 0.2)
-        with anyio.fail_after(60):
-            assert not await locks.lead()
-        monkeypatch.undo()
-    with anyio.fail_after(60):
-        while not await locks.lead():  # noqa: ASYNC110 - the server sets no event
-            await anyio.sleep(0.05)
-    await locks.aclose()
 
 
 async def test_slots_that_a_claim_did_not_need_are_free_again_for_whoever_waits(bench: Bench) -> None:

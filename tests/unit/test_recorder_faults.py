@@ -101,7 +101,7 @@ async def test_a_commit_whose_answer_was_lost_is_counted_once() -> None:
 
 
 @pytest.mark.anyio
-async def test_what_the_spool_could_not_take_for_want_of_a_thread_is_told_and_recorded(
+async def test_a_spool_without_a_thread_fails_until_there_is_one_and_what_it_could_not_take_is_told_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_thread(_: object) -> None:
@@ -111,10 +111,13 @@ async def test_what_the_spool_could_not_take_for_want_of_a_thread_is_told_and_re
     recorder, accepted = Recorder(Ledger(), spool, metrics), outcome(uuid4(), "sent")
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     assert await recorder.record(accepted)
+    assert not await spool.probe()
     monkeypatch.undo()
     assert metrics.prompts_total.value(*SERIES) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if '"event":"spool_failed"' in line]
-    assert [(str(accepted.settlement.prompt_id) in line, "RuntimeError" in line) for line in said] == [(True, True)]
+    assert [str(accepted.settlement.prompt_id) in line for line in said] == [False, True]
+    assert all("EAGAIN" in line for line in said)
+    assert await spool.probe()
     await spool.close()
 
 

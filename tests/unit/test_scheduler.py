@@ -25,6 +25,8 @@ from pgherald.scheduler import Scheduler
 from pgherald.store import State
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from pgherald.log import Log
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +60,7 @@ class Database:
 
     async def sleep(self, seconds: float) -> None:
         minute = self.seconds // 60
-        self.seconds += seconds / 3
+        self.seconds += seconds / 4
         if self.seconds >= self.cron_from and self.seconds // 60 > minute:
             self.last = self.now
         await anyio.lowlevel.checkpoint()
@@ -107,9 +109,12 @@ async def run(
     health: Health | None = None,
     owed: int = 0,
     late: float = 0.0,
+    probe: Callable[[], Awaitable[bool]] | None = None,
 ) -> None:
-    """The scheduler for so long."""
-    parts: Any = SimpleNamespace(failing=False, expiry_timestamp=0.0, owed=owed, late=lambda _: late)
+    """The scheduler for so long; with a spool that fails where there is a probe."""
+    parts: Any = SimpleNamespace(
+        failing=probe is not None, probe=probe, expiry_timestamp=0.0, owed=owed, late=lambda _: late
+    )
     arguments = (
         *(database, database, Doorbell(), parts, pacing or Pacing(100.0), parts, parts),
         *(Metrics("0"), health or Health(), DispatchConfig(), Mode.AUTO),
@@ -225,6 +230,18 @@ async def test_a_database_that_does_not_answer_makes_the_daemon_not_ready_until_
             await anyio.lowlevel.checkpoint()
         told.append(health.snapshot().reasons)
     assert told == [("database_silent",), ()]
+
+
+async def test_a_disk_that_does_not_answer_keeps_nobody_from_asking_the_database(at: Any) -> None:
+    database, health = at(Database(cron=False)), Health()
+    health.set_ready()
+
+    async def silence() -> bool:
+        await anyio.Event().wait()
+        return False
+
+    await run(database, 30, health=health, probe=silence)
+    assert health.snapshot().reasons == ("spool_failing",)
 
 
 async def test_too_many_records_owed_or_one_that_is_late_make_the_daemon_not_ready(at: Any) -> None:

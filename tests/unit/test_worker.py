@@ -20,7 +20,7 @@ from pgherald.listener import PEAL, Doorbell, Wakeup
 from pgherald.metrics import Metrics
 from pgherald.model import DispatchSummary
 from pgherald.pacing import Pacing
-from pgherald.store import Claimed, EvaluationHangs, Waiting
+from pgherald.store import CalledOff, Claimed, Waiting
 from pgherald.worker import BARREN_STEP, BREATH_MAX, LINGER, NAP, Worker
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Database:
             await anyio.sleep(self.seconds)
             self.evaluations.append((began, time.monotonic()))
             if self.hangs:
-                raise EvaluationHangs
+                raise CalledOff
         self.claims += 1
         return Claimed((), ())
 
@@ -203,6 +203,27 @@ async def test_after_an_evaluation_that_hangs_claims_go_on_without_one() -> None
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
     assert len(database.evaluations) == 1
+
+
+async def test_a_claim_that_hangs_without_an_evaluation_is_a_database_that_is_away() -> None:
+    asked = anyio.Event()
+
+    class Locked(Database):
+        async def claim(self, *_: object, touched: int) -> Claimed:
+            raise CalledOff
+
+        async def is_broken(self) -> bool:
+            asked.set()
+            return False
+
+        async def waiting(self) -> Waiting:
+            return Waiting(False, True, None, 1, datetime.now(UTC))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker(Locked(), Doorbell()).run)
+        with anyio.fail_after(60):
+            await asked.wait()
+        tasks.cancel_scope.cancel()
 
 
 async def test_under_a_backlog_a_claim_is_made_while_another_is_unanswered_and_no_slot_is_given_twice() -> None:
