@@ -227,7 +227,7 @@ begin
 end
 $$;
 comment on function herald.run_by_chapter is
-  'herald.run() for the people of each chapter by itself: one where it fails is left to the next scheduled run, and the error told; again: the people of those for the next run for touched users, where a scheduled one is at it.';
+  'herald.run() for the people of each chapter by itself: one where it fails is left to the next scheduled run, and the error told; again: the people of those where a scheduled run has the scenario, for the next run for touched users.';
 revoke all on function herald.run_by_chapter from public;
 
 create or replace function herald.held_text(p_scenario herald.scenario, p_suppressed jsonb)
