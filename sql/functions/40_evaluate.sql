@@ -185,10 +185,11 @@ comment on function herald.run is
   'One run of one scenario for p_users over a window: candidates, decisions, prompts; see herald.decide().';
 revoke all on function herald.run from public;
 
--- The same chapter by chapter, each in a block of its own.
+-- The same chapter by chapter, each in a block of its own. A scheduled run that has this scenario may take long: it is not
+-- waited for, for claims wait as long.
 create or replace function herald.run_by_chapter(
   p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamptz,
-  out candidates integer, out prompts integer, out suppressed jsonb, out error text
+  out candidates integer, out prompts integer, out suppressed jsonb, out error text, out again uuid[]
 )
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -200,6 +201,7 @@ begin
   candidates := 0;
   prompts := 0;
   suppressed := '{}';
+  again := '{}';
   for v_part in
     select r.chapter_id, array_agg(r.user_id) as people
     from herald.source_recipient as r
@@ -218,16 +220,14 @@ begin
       if found then
         perform herald.fall_behind(p_scenario, v_part.chapter_id, lower(p_window));
       else
-        -- a scheduled run is at it, which may take long: not to be waited for, for claims wait as long
-        insert into herald.touched_user (user_id)
-        select u.user_id from unnest(v_part.people) as u (user_id);
+        again := again || v_part.people;
       end if;
     end;
   end loop;
 end
 $$;
 comment on function herald.run_by_chapter is
-  'herald.run() for the people of each chapter by itself: one where it fails is left to the next scheduled run, or, while one is at it, to the next run for touched users; and the error told.';
+  'herald.run() for the people of each chapter by itself: one where it fails is left to the next scheduled run, and the error told; again: the people of those where a scheduled run has the scenario, for the next run for touched users.';
 revoke all on function herald.run_by_chapter from public;
 
 create or replace function herald.held_text(p_scenario herald.scenario, p_suppressed jsonb)
@@ -424,9 +424,10 @@ revoke all on function herald.touched_from from public;
 
 -- The event-driven run: takes up to p_limit touched rows and evaluates just those people, looking back as far as a
 -- prompt may still be sent. A chapter where that fails or is held keeps its place in herald.catch_up. It raises for none of
--- that, nor for a lock that it did not get, for the daemon claims in the same statement. Scenarios in the shadow have
--- nothing to send, and the scheduled run counts each of their candidates once. Scenarios that none of these people belong
--- to are passed over; what waits for people who are gone is stopped by the claim.
+-- that, nor for a lock that it did not get, for the daemon claims in the same statement: while a scheduled run has the
+-- scenario, the people of that chapter stay touched, once each. Scenarios in the shadow have nothing to send, and the
+-- scheduled run counts each of their candidates once. Scenarios that none of these people belong to are passed over; what
+-- waits for people who are gone is stopped by the claim.
 -- p_now null: the moment at which the rows are taken.
 -- Generic plans: for a few people, planning would take most of the time from a change to its push. No sequential scans,
 -- for such a plan may be made while the tables are still empty.
@@ -444,6 +445,7 @@ declare
   v_now timestamptz;
   v_users uuid[];
   v_these uuid[];
+  v_again uuid[] := '{}';
   v_scenario herald.scenario;
   v_lower timestamptz;
   v_run record;
@@ -484,14 +486,11 @@ begin
     continue when v_lower >= v_now or v_these = '{}';
     begin
       select r.*, null::text as error into v_run from herald.run(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
-    exception
-      when lock_not_available then
-        -- a transaction that takes long has a prompt of theirs, such as a scheduled run: they are looked at again
-        select 0 as candidates, 0 as prompts, '{}'::jsonb as suppressed, sqlstate || ': ' || sqlerrm as error into v_run;
-        insert into herald.touched_user (user_id)
-        select u.user_id from unnest(v_these) as u (user_id);
-      when others then
-        select r.* into v_run from herald.run_by_chapter(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
+    exception when others then
+      -- to the end of this function: whoever has one of the locks may have all, and would be waited for time and again
+      perform set_config('lock_timeout', '10ms', true);
+      select r.* into v_run from herald.run_by_chapter(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
+      v_again := v_again || v_run.again;
     end;
     candidates := v_run.candidates;
     prompts := v_run.prompts;
@@ -504,6 +503,10 @@ begin
       return next;
     end if;
   end loop;
+  if v_again <> '{}' then
+    insert into herald.touched_user (user_id)
+    select distinct u.user_id from unnest(v_again) as u (user_id);
+  end if;
 end
 $$;
 comment on function herald.evaluate_touched is

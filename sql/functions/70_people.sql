@@ -167,7 +167,7 @@ revoke all on function herald.check_notification_id from public;
 -- The texts by key in the caller's locale: exact, then its language, then English, then the key itself. Of a scenario that
 -- is gone, the default keys of its type. The caller is checked before anything is looked up: in one query, an id that
 -- does not exist would skip the check, and so tell that it does not. A phone may ask before the record is written, and of a
--- push whose answer was lost: the prompt knows as well.
+-- push whose answer was lost, also while it waits to be sent once more or is: the prompt knows as well.
 create or replace function herald.notification_content(p_notification_id uuid)
 returns table (notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamptz, opened_at timestamptz)
 language plpgsql stable security definer
@@ -188,7 +188,8 @@ begin
     union all
     select p.notification_id, p.user_id, p.scenario_id, p.scenario_type, p.activity_ref, null, null
     from herald.prompt as p
-    where p.notification_id = p_notification_id and p.user_id = v_user and p.status in ('sending', 'unknown')
+    where p.notification_id = p_notification_id and p.user_id = v_user and p.attempts > 0 and p.status in ('ready', 'sending', 'unknown')
+      and not exists (select from herald.scenario_notification as e where e.id = p.notification_id)
   ) as n
   left join herald.scenario as s on s.scenario_id = n.scenario_id
   cross join lateral (

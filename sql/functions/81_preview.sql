@@ -166,6 +166,7 @@ as $$
 #variable_conflict use_column
 declare
   c_most constant integer := 200000;
+  v_candidates herald.candidate[];
 begin
   if p_now is null or not isfinite(p_now) or p_window is null or p_window <= interval '0' or p_window > interval '366 days' then
     raise exception 'a preview needs a moment and a window of up to a year'
@@ -174,10 +175,20 @@ begin
   if p_scenario.mode = 'off' then
     p_scenario.mode := 'on';
   end if;
-  return query
-  select g.user_id, g.activity_ref, g.due_at, g.decision
-  from herald.gate(p_scenario, herald.visible_candidates(p_scenario, p_now - p_window, p_now, c_most), p_now) as g
-  order by g.due_at, g.user_id, g.activity_ref;
+  v_candidates := herald.visible_candidates(p_scenario, p_now - p_window, p_now, c_most);
+  begin
+    return query
+    select g.user_id, g.activity_ref, g.due_at, g.decision
+    from herald.gate(p_scenario, v_candidates, p_now) as g
+    order by g.due_at, g.user_id, g.activity_ref;
+  exception when others then
+    -- so may a still_due function
+    if herald.is_staff() then
+      raise;
+    end if;
+    raise exception 'a function of % fails with %', p_scenario.scenario_type, sqlstate
+      using errcode = sqlstate, hint = 'the same call as herald_reader or the database''s owner says why';
+  end;
 end
 $$;
 comment on function herald.previewed is 'The candidates of (p_now - p_window, p_now] and what becomes of each at p_now; one that is off counts as on.';

@@ -38,12 +38,13 @@ begin
       end;
       return query
       select distinct v_scenario.scenario_type, v_scenario.name, v_run, c.oid::regclass::text, c.reltuples::bigint
-      -- an index walked from end to end, for want of a better one, is no better
+      -- an index walked from end to end, for want of a better one, is no better; its first entry alone, as of max(), is none
       from jsonb_path_query(v_plan::jsonb,
         'strict $.** ? (@."Node Type" == "Seq Scan" || @."Node Type" like_regex "^Index (Only )?Scan" && !exists(@."Index Cond"))') as n
       join pg_namespace as s on s.nspname = n ->> 'Schema'
       join pg_class as c on c.relnamespace = s.oid and c.relname = n ->> 'Relation Name'
-      where c.reltuples >= p_rows;
+      where c.reltuples >= p_rows
+        and n not in (select jsonb_path_query(v_plan::jsonb, 'strict $.** ? (@."Node Type" == "Limit").Plans[*] ? (!exists(@.Filter))'));
     end loop;
   end loop;
 end

@@ -74,7 +74,7 @@ create table herald.scenario (
   presentation text not null default 'alert' constraint scenario_presentation check (presentation in ('alert', 'data')),
   devices text not null default 'latest' constraint scenario_devices check (devices in ('latest', 'all')),
   cooldown interval not null default '7 days' constraint scenario_cooldown check (cooldown between interval '0' and interval '36500 days'
-    and least(extract(year from cooldown), extract(day from cooldown), extract(hour from cooldown)) >= 0),
+    and least(extract(year from cooldown), extract(month from cooldown), extract(day from cooldown), extract(hour from cooldown)) >= 0),
   quiet_from time,
   quiet_until time,
   mode text not null default 'on' constraint scenario_mode check (mode in ('off', 'shadow', 'canary', 'on')),
@@ -82,7 +82,7 @@ create table herald.scenario (
   priority integer not null default 0,
   jitter interval not null default '0' constraint scenario_jitter check (jitter between interval '0' and interval '1 hour'),
   expires_after interval not null default '3 days' constraint scenario_expires_after check (expires_after > interval '0' and expires_after <= interval '36500 days'
-    and least(extract(year from expires_after), extract(day from expires_after), extract(hour from expires_after)) >= 0),
+    and least(extract(year from expires_after), extract(month from expires_after), extract(day from expires_after), extract(hour from expires_after)) >= 0),
   on_unknown text not null default 'drop' constraint scenario_on_unknown check (on_unknown in ('drop', 'resend')),
   max_prompts_per_run integer constraint scenario_max_prompts_per_run check (max_prompts_per_run > 0),
   evaluated_through timestamptz not null default now(),

@@ -253,3 +253,42 @@ def test_what_an_evaluator_fails_on_is_told_to_staff_only(quiet_world: tuple[psy
             said = answer(db, question, scenario)
         assert "the evaluator of cast fails with 22P02" in said
         assert "Kari" not in said
+
+
+def test_what_a_still_due_function_fails_on_is_told_to_staff_only(
+    quiet_world: tuple[psycopg.Connection, list[str]],
+) -> None:
+    db, _ = quiet_world
+    db.execute("alter table app.peer_mentor add secret text default 'Kari Nordmann'")
+    db.execute(
+        "create function herald.due_all("
+        "p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
+        "returns setof herald.candidate language sql stable as $$ "
+        "select r.user_id, 'x', upper(p_window) from herald.source_recipient as r "
+        "where p_users is null or r.user_id = any (p_users) $$"
+    )
+    db.execute(
+        "create function herald.still_cast("
+        "p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz) "
+        "returns setof herald.candidate language sql stable as $$ "
+        "select m.user_id, m.secret::int::text, p_now from app.peer_mentor as m $$"
+    )
+    db.execute("grant usage on schema app to herald_owner; grant select on app.peer_mentor to herald_owner")
+    db.execute(
+        "select herald.register_scenario_type("
+        """'cast', 'herald.due_all', '{"en": "Send"}', '{}', p_still_due => 'herald.still_cast')"""
+    )
+    scenario = db.execute(
+        "insert into herald.scenario (scenario_type, organisation_id, name) values ('cast', %s, 'f') "
+        "returning scenario_id",
+        (ORGANISATION,),
+    ).fetchone()
+    assert scenario is not None
+    question = "select user_id from herald.preview(%s::uuid)"
+    assert "Kari Nordmann" in answer(db, question, scenario), "the control: staff see the error"
+    with db.transaction(force_rollback=True), acting_as(db, "authenticated", COORDINATOR_A):
+        said = answer(db, question, scenario)
+        explained = answer(db, "select * from herald.explain(%s, 'cast')", (A1,))
+    assert "a function of cast fails with 22P02" in said
+    assert "the evaluator of cast fails with 22P02" in explained
+    assert "Kari" not in said + explained

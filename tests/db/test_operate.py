@@ -443,3 +443,26 @@ def test_a_table_read_whole_is_found_and_an_index_mends_it(organisation: Organis
     for _, definition in indexes:
         db.execute(definition)
     assert ask(db, "select * from herald.sequential_scans()") == []
+
+
+def test_the_latest_row_of_a_large_table_is_not_the_table_read_whole(organisation: Organisation) -> None:
+    db = organisation.db
+    people = organisation.mentors(100)
+    db.execute(
+        "insert into app.activity (user_id, activity_type, occurred_at) "
+        "select (%s::uuid[])[1 + n %% 100], 'contact', now() - n * interval '1 minute' "
+        "from generate_series(1, 20000) as n",
+        (people,),
+    )
+    db.execute("analyze app.activity")
+    db.execute(
+        "create function herald.due_latest("
+        "p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "
+        "returns setof herald.candidate language sql stable as $$ "
+        "select a.user_id, a.activity_id, a.occurred_at from herald.source_activity as a "
+        "where a.occurred_at > lower(p_window) "
+        "and a.occurred_at <= least(upper(p_window), (select max(b.occurred_at) from herald.source_activity as b)) $$"
+    )
+    db.execute("""select herald.register_scenario_type('latest', 'herald.due_latest', '{"en": "Send"}', '{}')""")
+    organisation.scenario("latest", {})
+    assert ask(db, "select * from herald.sequential_scans()") == []

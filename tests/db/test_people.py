@@ -384,11 +384,23 @@ def test_content_is_there_before_the_record_and_of_what_may_have_arrived(
         ("ready", []),
         ("sending", [("Hei", "How are you?")]),
         ("unknown", [("Hei", "How are you?")]),
+        ("ready", [("Hei", "How are you?")]),  # with on_unknown = 'resend'
         ("failed", []),
     ):
-        db.execute("update herald.prompt set status = %s, owner = 't', claimed_at = now(), deadline = now()", (status,))
+        db.execute(
+            "update herald.prompt set status = %s, owner = 't', claimed_at = now(), deadline = now(), "
+            "attempts = attempts + (%s = 'sending')::integer",
+            (status, status),
+        )
         assert content(database, A1, NOTIFICATION_A1) == text, status
         assert content(database, B1, NOTIFICATION_A1) == [], status
+
+
+def test_content_is_told_once_while_a_second_copy_is_on_its_way(database: Database, db: psycopg.Connection) -> None:
+    db.execute(
+        "update herald.prompt set status = 'sending', owner = 't', claimed_at = now(), deadline = now(), attempts = 2"
+    )
+    assert content(database, A1, NOTIFICATION_A1) == [("Hei", "How are you?")]
 
 
 def test_a_push_is_marked_opened_once_and_by_its_person_only(database: Database, db: psycopg.Connection) -> None:

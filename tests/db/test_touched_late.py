@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -11,6 +11,8 @@ import pytest
 from tests.support.app import App, now
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from tests.support.postgres import Database
 
 
@@ -56,3 +58,94 @@ def test_a_scheduled_run_that_is_not_over_delays_those_whom_it_has_in_hand_and_n
     assert db.execute("select user_id from herald.touched_user").fetchall() == []
     assert db.execute("select count(*) from herald.catch_up").fetchone() == (int(fails),)
     assert {p.user_id for p in app.prompts()} == ({busy} if fails else {quiet, busy})
+
+
+def _set_back(app: App, at: datetime, **scenarios: int) -> None:
+    """Scenarios that make whoever was active for the first time 31 days ago due now: so many of each type."""
+    params: dict[str, dict[str, Any]] = {
+        "inactivity": {"days": 30},
+        "milestone": {"counts": [1]},
+        "follow_up": {"activity_type": "contact", "after_days": 31},
+    }
+    for scenario_type, count in scenarios.items():
+        for _ in range(count):
+            app.scenario(
+                scenario_type,
+                params[scenario_type],
+                expires_after=timedelta(days=60),
+                evaluated_through=at - timedelta(days=40),
+            )
+
+
+def test_a_scheduled_run_that_is_not_over_delays_its_chapter_in_a_scenario_not_the_others(
+    database: Database, db: psycopg.Connection
+) -> None:
+    app = App(db).create()
+    at = now()
+    quiet, elsewhere = app.person(), app.person(chapter=app.another_chapter())
+    app.activity(quiet, at - timedelta(days=31))
+    _set_back(app, at, milestone=1)
+    db.execute("alter function herald.evaluate_touched set lock_timeout = '50ms'")
+    with psycopg.connect(database.dsn) as scheduled:
+        scheduled.execute("select * from herald.evaluate(%s)", (at,))
+        app.activity(elsewhere, now())
+        (run,) = app.evaluate_touched(now())
+        assert run.prompts == 1
+        assert (run.error or "").startswith("55P03")
+        assert db.execute("select user_id from herald.touched_user").fetchall() == [(quiet,)]
+    assert app.evaluate_touched(now()) == []
+    assert {p.user_id for p in app.prompts()} == {quiet, elsewhere}
+
+
+def test_locks_are_waited_for_once_however_many_scenarios_and_chapters_need_them(
+    database: Database, db: psycopg.Connection
+) -> None:
+    """The daemon gives a run for touched users 15 seconds, and then sets them aside for a minute."""
+    app = App(db).create()
+    at = now()
+    for person in (app.person(), app.person(chapter=app.another_chapter())):
+        app.activity(person, at - timedelta(days=31))
+    _set_back(app, at, inactivity=2, milestone=2, follow_up=2)
+    db.execute("alter function herald.evaluate_touched set lock_timeout = '500ms'")
+    with psycopg.connect(database.dsn) as scheduled:
+        scheduled.execute("select * from herald.evaluate(%s)", (at,))
+        runs = app.evaluate_touched(now())
+    assert [(run.error or "")[:5] for run in runs] == ["55P03"] * 6
+    assert timedelta(seconds=0.5) <= sum((run.duration for run in runs), timedelta()) < timedelta(seconds=2.5)
+
+
+def test_who_stays_touched_stays_so_once_however_many_scenarios_fail_and_however_long(
+    database: Database, db: psycopg.Connection
+) -> None:
+    app = App(db).create()
+    people = app.people(3)
+    _set_back(app, now(), milestone=3)
+    db.execute("update herald.scenario_type set evaluator = 'herald.gone' where scenario_type = 'milestone'")
+    db.execute("delete from herald.touched_user")
+    db.execute("insert into herald.touched_user select unnest(%s::uuid[])", (people,))
+    with psycopg.connect(database.dsn) as scheduled:
+        scheduled.execute("select * from herald.evaluate()")
+        for _ in range(3):
+            assert len(app.evaluate_touched(now())) == 3
+            left = db.execute("select user_id from herald.touched_user").fetchall()
+            assert sorted(left) == sorted((person,) for person in people)
+
+
+def test_a_prompt_that_an_application_holds_open_is_left_to_the_scheduled_run_and_waited_for_no_more(
+    database: Database, db: psycopg.Connection
+) -> None:
+    app = App(db).create()
+    at = now()
+    held = app.person()
+    _set_back(app, at, milestone=1)
+    (scenario,) = db.execute("select scenario_id from herald.scenario").fetchone() or ()
+    db.execute("alter function herald.evaluate_touched set lock_timeout = '50ms'")
+    with psycopg.connect(database.dsn) as application:
+        application.execute("select * from herald.enqueue(%s, %s, 'by hand')", (scenario, held))
+        app.activity(held, at)
+        (run,) = app.evaluate_touched(now())
+        assert (run.error or "").startswith("55P03")
+        assert db.execute("select user_id from herald.touched_user").fetchall() == []
+        application.rollback()
+    app.evaluate(now())
+    assert {p.activity_ref for p in app.prompts()} == {"1"}

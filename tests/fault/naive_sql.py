@@ -69,7 +69,10 @@ _CHANGES: Final[dict[str, tuple[tuple[str, str, str], ...]]] = {
     "what is settled is settled again": (
         ("settle", "o.epoch = l.epoch and l.status = 'sending' then", "o.epoch = l.epoch then"),
     ),
-    "locks are not waited for": (("evaluate_touched", "SET lock_timeout TO '5s'", "SET lock_timeout TO '1ms'"),),
+    "locks are not waited for": (
+        ("evaluate_touched", "SET lock_timeout TO '5s'", "SET lock_timeout TO '1ms'"),
+        ("evaluate_touched", "'lock_timeout', '10ms'", "'lock_timeout', '1ms'"),
+    ),
     "nothing expires": (
         ("claim_rows", "s.expires_after) <= p_now then 'expired'", "s.expires_after) <= '-infinity' then 'expired'"),
     ),
