@@ -124,6 +124,15 @@ def test_migrating_again_changes_nothing(database: Database) -> None:
     assert schema_of(database) == before
 
 
+def test_a_dump_and_its_restore_leave_each_function_as_migrate_left_it(database: Database) -> None:
+    admin = database.connect()
+    made = admin.execute("select pg_get_functiondef(oid) from pg_proc where pronamespace = 'herald'::regnamespace")
+    for (definition,) in made.fetchall():
+        admin.execute(definition)
+    changed = admin.execute(dict(schema.checks())["20_function_drift"])
+    assert changed.fetchall() == []
+
+
 def test_migrating_again_mends_what_was_changed_by_hand(database: Database) -> None:
     before = schema_of(database)
     admin = database.connect()
