@@ -67,7 +67,14 @@ begin
   elsif v_owner <> 'herald_owner' then
     raise exception 'schema "herald" belongs to role "%", not to "herald_owner"', v_owner
       using errcode = 'duplicate_schema',
-            hint = 'pgherald needs the schema for itself: rename the other one (alter schema herald rename to ...), or drop it if it is empty';
+            hint = case
+              when exists (
+                select from pg_catalog.pg_class as c where c.relnamespace = pg_catalog.to_regnamespace('herald') and c.relname = 'migration'
+              )
+              then 'It was restored where the roles of pgherald were missing, and lacks their rights and policies: drop it, '
+                'make the roles (pg_dumpall --globals-only on the other server), and restore it again'
+              else 'pgherald needs the schema for itself: rename the other one (alter schema herald rename to ...), or drop it if it is empty'
+            end;
   end if;
 end
 $$;

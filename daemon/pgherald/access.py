@@ -49,18 +49,32 @@ class NotNow(ConfigError):
     """The server is starting, stopping, or has no connection left: the same call may succeed in a moment."""
 
 
+class Unreadable(ConfigError):
+    """The login's sessions write moments in a way that psycopg does not read. It ends with ': ' and what mends it."""
+
+
 def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL", *, autocommit: bool = False) -> psycopg.Connection:
     """A connection for a command; ConfigError, with the setting and without the DSN, when there is none to be had.
 
     Nothing is prepared in its session, so it may go through a pooler.
     """
     try:
-        return psycopg.connect(
+        connection = psycopg.connect(
             conninfo, autocommit=autocommit, prepare_threshold=None, application_name="pgherald", connect_timeout=10
         )
     except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
         kind = NotNow if re.search(_NOT_NOW, str(error), re.IGNORECASE) else ConfigError
         raise kind(_unreachable(conninfo, error, setting)) from None
+    for parameter, wanted in (("DateStyle", "ISO"), ("IntervalStyle", "postgres")):
+        style = connection.info.parameter_status(parameter)  # a pooler may not say
+        if style is not None and style.partition(",")[0] != wanted:
+            user = connection.info.user
+            connection.close()
+            raise Unreadable(
+                f'{setting}: {parameter} of the sessions of "{user}" is {style}, and only {wanted} can be read: '
+                f'alter role "{user}" set {parameter} = {wanted}'
+            )
+    return connection
 
 
 def _unreachable(conninfo: str, error: BaseException, setting: str) -> str:
@@ -121,6 +135,18 @@ def may_claim(connection: psycopg.Connection) -> bool:
         where p.pronamespace = 'herald'::pg_catalog.regnamespace and p.proname = 'claim'"""
     ).fetchone()
     return row != (False,)
+
+
+def refused(connection: psycopg.Connection) -> tuple[str, str]:
+    """Why a function was refused to this login (an InsufficientPrivilege), and the statement that mends it."""
+    connection.rollback()
+    user = connection.info.user
+    if connection.execute("select pg_catalog.current_setting('row_security')").fetchone() == ("off",):
+        return (
+            f'row_security of the sessions of "{user}" is off, so that each look at a table of pgherald is an error',
+            f'alter role "{user}" set row_security = on',
+        )
+    return no_right(user)
 
 
 def no_right(user: str) -> tuple[str, str]:

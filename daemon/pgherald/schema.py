@@ -40,6 +40,7 @@ _ATTEMPTS = 20
 _SESSION = """set local search_path = pg_catalog, pg_temp;
 set local client_min_messages = 'warning';
 set local check_function_bodies = on;
+set local intervalstyle = 'postgres';
 set local row_security = on;
 set local statement_timeout = 0;
 set local lock_timeout = '5s';"""
@@ -190,7 +191,7 @@ def check_version(connection: psycopg.Connection) -> int:
             "pgherald is not installed in this database, or by a far older release: run `pgherald migrate` on it"
         ) from None
     except psycopg.errors.InsufficientPrivilege:
-        raise ConfigError(": ".join(access.no_right(connection.info.user))) from None
+        raise ConfigError(": ".join(access.refused(connection))) from None
     except psycopg.Error as error:
         raise ConfigError(f"the database would not tell its version: {type(error).__name__}") from None
     version, breaking = row if row else (0, False)

@@ -26,6 +26,16 @@ where not exists (
   where c.attrelid = w.tgrelid and c.attname = w.user_column
 )
 union all
+-- a column of another name is read as text
+select
+  format('table %s is watched by its column "user_id", which is of type %s and not uuid: each write of it warns, and its changes wait for the scheduled run',
+    w.tgrelid::pg_catalog.regclass, format_type(c.atttypid, null)),
+  format('select herald.unwatch(%L)', w.tgrelid::pg_catalog.regclass)
+from watched as w
+join pg_catalog.pg_attribute as c on c.attrelid = w.tgrelid and c.attname = w.user_column
+join pg_catalog.pg_type as t on t.oid = c.atttypid
+where w.user_column = 'user_id' and 'uuid'::pg_catalog.regtype not in (t.oid, t.typbasetype)
+union all
 select
   'trigger check_scenario on herald.scenario is missing: scenarios are not validated',
   'pgherald migrate'

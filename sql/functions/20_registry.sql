@@ -242,7 +242,7 @@ return case
   when p_scenario.devices not in ('latest', 'all') then 'devices must be latest or all'
   -- what lies thousands of years from now is an error to claims and runs, which are those of all scenarios; and so is what
   -- only adds up to less
-  when p_scenario.cooldown not between interval '0' and interval '36500 days'
+  when p_scenario.cooldown < interval '0' or p_scenario.cooldown > interval '36500 days'
     or least(extract(year from p_scenario.cooldown), extract(month from p_scenario.cooldown), extract(day from p_scenario.cooldown), extract(hour from p_scenario.cooldown)) < 0
     then 'cooldown must lie between 0 and 36500 days, for example 7 days'
   when (p_scenario.quiet_from is null) <> (p_scenario.quiet_until is null) then 'quiet_from and quiet_until go together, for example 21:00 and 08:00'

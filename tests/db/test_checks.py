@@ -412,6 +412,21 @@ def test_a_watched_column_may_have_any_name_until_it_is_renamed(database: Databa
     assert found(db, "25_missing_trigger") == []
 
 
+def test_a_watched_column_that_is_no_uuid_any_more_is_told(database: Database) -> None:
+    db = database.connect()
+    db.execute("create table app.visit (user_id uuid)")
+    db.execute("select herald.watch('app.visit', 'user_id')")
+    assert found(db, "25_missing_trigger") == []
+    db.execute("alter table app.visit alter user_id type text")
+    ((problem, remedy),) = found(db, "25_missing_trigger")
+    assert problem == (
+        'table app.visit is watched by its column "user_id", which is of type text and not uuid: each write of it '
+        "warns, and its changes wait for the scheduled run"
+    )
+    db.execute(remedy)
+    assert found(db, "25_missing_trigger") == []
+
+
 def test_the_steps_of_readme_leave_no_source_unwatched(database: Database) -> None:
     db = database.connect()
     for table in ("peer_mentor", "activity", "assignment", "certification"):

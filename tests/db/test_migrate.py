@@ -124,6 +124,36 @@ def test_migrating_again_changes_nothing(database: Database) -> None:
     assert schema_of(database) == before
 
 
+def test_a_dump_and_its_restore_leave_each_function_as_migrate_left_it(database: Database) -> None:
+    admin = database.connect()
+    made = admin.execute("select pg_get_functiondef(oid) from pg_proc where pronamespace = 'herald'::regnamespace")
+    for (definition,) in made.fetchall():
+        admin.execute(definition)
+    changed = admin.execute(dict(schema.checks())["20_function_drift"])
+    assert changed.fetchall() == []
+
+
+def test_what_migrate_left_does_not_depend_on_the_interval_style_of_its_login(database: Database) -> None:
+    schema.migrate(make_conninfo(database.migrator_dsn, options="-c intervalstyle=postgres"))
+    script = schema.dump_sql()
+    remembered = script[script.index("set local search_path") : script.index("do $$")]
+    admin = database.connect(options="-c intervalstyle=iso_8601")
+    with admin.transaction():
+        admin.execute(remembered)
+        changed = admin.execute(dict(schema.checks())["20_function_drift"])
+        assert changed.fetchall() == []
+
+
+def test_a_schema_that_was_restored_without_its_roles_is_told_to_restore_it_with_them(
+    empty_database: Database,
+) -> None:
+    admin = empty_database.connect()
+    admin.execute("create schema herald")
+    admin.execute("create table herald.migration (version integer)")
+    with pytest.raises(ConfigError, match=r"make the roles \(pg_dumpall --globals-only"):
+        schema.migrate(empty_database.migrator_dsn)
+
+
 def test_migrating_again_mends_what_was_changed_by_hand(database: Database) -> None:
     before = schema_of(database)
     admin = database.connect()

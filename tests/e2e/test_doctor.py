@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from tests.support.daemon import running_daemon, wait_for
 from tests.support.doctor import findings, on_18, problems, warnings
 from tests.support.organisation import Organisation
 from tests.support.pooler import needs_pgbouncer, pgbouncer
+from tests.support.postgres import DAEMON_LOGIN, running_server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,6 +108,57 @@ def test_a_login_that_may_only_read_is_a_problem(doctor: Command, database: Data
     what, remedy = problems(Command({**doctor.settings, "PGHERALD_DATABASE_URL": read_only}))["primary"]
     assert "read-only" in what
     assert "set default_transaction_read_only = off" in remedy
+
+
+@on_18
+def test_a_login_whose_dates_cannot_be_read_is_refused_with_the_statement_that_mends_it(
+    doctor: Command, database: Database
+) -> None:
+    for parameter, style, wanted in (("DateStyle", "German", "ISO"), ("IntervalStyle", "iso_8601", "postgres")):
+        dsn = make_conninfo(database.daemon_dsn, options=f"-c {parameter}={style}")
+        there = Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn})
+        remedy = f'alter role "herald_daemon_login" set {parameter} = {wanted}'
+        assert problems(there)["connection"][1] == remedy
+        for command in ("run", "evaluate"):
+            answer = there(command)
+            assert (answer.code, answer.err.rpartition(": ")[2]) == (78, f"{remedy}\n")
+
+
+@on_18
+def test_row_security_off_is_not_taken_for_a_missing_right(doctor: Command, database: Database) -> None:
+    dsn = make_conninfo(database.daemon_dsn, options="-c row_security=off")
+    what, remedy = problems(Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn}))["schema"]
+    assert "row_security" in what
+    assert remedy == 'alter role "herald_daemon_login" set row_security = on'
+
+
+@on_18
+def test_a_time_out_of_the_login_that_cuts_runs_off_is_a_warning(doctor: Command, database: Database) -> None:
+    for timeout, warned in (("20s", True), ("5min", False), ("0", False)):
+        dsn = make_conninfo(database.daemon_dsn, options=f"-c statement_timeout={timeout}")
+        found = warnings(Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn}))
+        assert ("timeouts" in found) == warned
+        if warned:
+            what, remedy = found["timeouts"]
+            assert what.startswith(f"statement_timeout = {timeout} for this login")
+            assert remedy == 'alter role "herald_daemon_login" set statement_timeout = 0'
+
+
+@on_18
+def test_a_session_that_the_server_ends_is_a_problem_and_the_rest_is_examined(
+    doctor: Command, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(_: int) -> list[servers.Bug]:
+        db.execute(
+            "select pg_terminate_backend(pid, 60000) from pg_stat_activity "
+            "where application_name = 'pgherald' and datname = current_database()"
+        )
+        return []
+
+    monkeypatch.setattr(examination, "bugs_of", end)
+    answer = doctor("doctor", "--json")
+    assert "lost while this was looked at" in findings(answer, "problem")["connection"][0]
+    assert "fcm_send" in findings(answer, "ok")
 
 
 def test_old_minor_releases_are_known_by_their_bugs() -> None:
@@ -288,3 +341,33 @@ def test_an_idle_transaction_is_found_by_its_session_and_ended_by_its_remedy(
         assert problems(doctor, "--dba-url", database.dsn) == {}
     finally:
         idler.close()
+
+
+@on_18
+def test_commits_that_wait_for_a_synchronous_standby_are_told(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "UNCONFIRMED_PROBLEM", 0.0)
+    with running_server("pg18") as server, server.template(), server.database() as database, server.admin() as admin:
+        doctor = Command({**settings, "PGHERALD_DATABASE_URL": database.daemon_dsn})
+        writer = database.connect(DAEMON_LOGIN)
+        admin.execute("alter system set synchronous_standby_names = 'gone'")
+        admin.execute("select pg_reload_conf()")
+        with ThreadPoolExecutor() as threads:
+            waiting = threads.submit(writer.execute, "select lo_create(0)")
+            try:
+                wait_for(
+                    lambda: (
+                        admin.execute("select count(*) from pg_stat_activity where wait_event = 'SyncRep'").fetchone()
+                        == (1,)
+                    )
+                )
+                what, remedy = problems(doctor)["synchronous_standby"]
+                assert what.startswith("1 commit waits for a synchronous standby")
+                for statement in remedy.partition(": ")[2].split("; "):
+                    admin.execute(statement)
+                waiting.result()
+                assert "synchronous_standby" not in problems(doctor)
+            finally:
+                admin.execute("alter system reset synchronous_standby_names")
+                admin.execute("select pg_reload_conf()")

@@ -56,7 +56,13 @@ _WARNINGS: Final = frozenset(
 _FACTS: Final = """select
   pg_catalog.current_setting('server_version_num')::integer, pg_catalog.current_setting('server_version'),
   pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
-  pg_catalog.current_database(), session_user::text, pg_catalog.pg_backend_pid()"""
+  pg_catalog.current_database(), session_user::text, pg_catalog.pg_backend_pid(),
+  array(
+    select s.name || ' = ' || pg_catalog.current_setting(s.name)
+    from pg_catalog.pg_settings as s
+    where s.name in ('statement_timeout', 'transaction_timeout') and s.setting::integer between 1 and 59999
+    order by 1
+  )"""
 
 _FUNCTIONS: Final = """select p.proname, p.prosrc, p.prosecdef
 from pg_catalog.pg_proc as p
@@ -74,15 +80,33 @@ class _Server:
     database: str
     login: str
     pid: int
+    hurried: list[str]
+    """Settings of less than a minute, as far as a run or a claim may take where much is due."""
 
 
 def examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
     """All of it, as far as there is a connection."""
+    try:
+        yield from _examine(settings, dba_url)
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        yield problem(
+            Part.CONNECTION,
+            "connection",
+            f"the connection was lost while this was looked at ({type(error).__name__})",
+            "pgherald doctor, once more; the server's log says why it ended the session",
+        )
+
+
+def _examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
     part = Part.CONNECTION
     with ExitStack() as stack:
         try:
             connection = stack.enter_context(connect(settings.database_url))
             server = _server(connection)
+        except access.Unreadable as error:
+            what, _, remedy = str(error).rpartition(": ")
+            yield problem(part, "connection", f"{what} (what lies behind this could not be looked at)", remedy)
+            return
         except ConfigError as error:
             what = f"{error} (what lies behind this could not be looked at)"
             yield problem(part, "connection", what, "correct PGHERALD_DATABASE_URL, or start the server")
@@ -157,6 +181,13 @@ def _server_findings(server: _Server) -> Iterator[Finding]:
             "primary",
             "transactions of this login are read-only",
             f'alter role "{server.login}" set default_transaction_read_only = off',
+        )
+    for limit in server.hurried:
+        yield warning(
+            part,
+            "timeouts",
+            f"{limit} for this login: a run or a claim that needs longer is cut off, and the next one too",
+            f'alter role "{server.login}" set {limit.partition(" ")[0]} = 0',
         )
 
 

@@ -28,6 +28,9 @@ RUNNING_WARNING: Final = 3600.0
 READY_PROBLEM: Final = 60.0
 """Seconds that a prompt may wait although it could be sent."""
 
+UNCONFIRMED_PROBLEM: Final = 5.0
+"""Seconds that a commit may wait for a synchronous standby."""
+
 LATE: Final = 150.0
 """Seconds after which a scheduled run is missing; they come each minute."""
 
@@ -49,6 +52,12 @@ limit 20"""
 _LISTENERS: Final = """select pg_catalog.count(*)
 from pg_catalog.pg_stat_activity as a
 where a.application_name = 'pgherald listener' and a.datname = pg_catalog.current_database()"""
+
+_UNCONFIRMED: Final = """select pg_catalog.count(*),
+  pg_catalog.max(extract(epoch from pg_catalog.clock_timestamp() - a.query_start)::float8)
+from pg_catalog.pg_stat_activity as a
+where a.wait_event = 'SyncRep' and a.datname = pg_catalog.current_database()
+  and a.query_start < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => %s)"""
 
 _PREPARED: Final = """select p.gid, p.owner, extract(epoch from pg_catalog.clock_timestamp() - p.prepared)::float8
 from pg_catalog.pg_prepared_xacts as p
@@ -290,6 +299,16 @@ def _wanted(connection: psycopg.Connection, relation: str) -> str:
 def _transactions(eyes: psycopg.Connection) -> Iterator[Finding]:
     """What holds vacuum back, fills NOTIFY's queue, and keeps the daemon polling."""
     part, check = Part.LOAD, "transactions"
+    ((waiting, longest),) = ask(eyes, _UNCONFIRMED, UNCONFIRMED_PROBLEM)
+    if waiting:
+        yield problem(
+            part,
+            "synchronous_standby",
+            f"{count(waiting, 'commit')} {'waits' if waiting == 1 else 'wait'} for a synchronous standby, the oldest "
+            f"for {span(longest)}: nothing is claimed and nothing recorded meanwhile",
+            "bring the standbys of synchronous_standby_names back, or do without: alter system set "
+            "synchronous_standby_names = ''; select pg_reload_conf()",
+        )
     for gid, owner, seconds in ask(eyes, _PREPARED):
         yield problem(
             part,
