@@ -386,11 +386,7 @@ def explained(error: psycopg.Error, connection: psycopg.Connection) -> HeraldErr
                 "run `pgherald migrate` on it"
             )
         case psycopg.errors.InsufficientPrivilege():
-            user = connection.info.user
-            return ConfigError(
-                f'the role "{user}" may not do this; as the role that ran `pgherald migrate`: '
-                f'grant herald_daemon to "{user}"'
-            )
+            return ConfigError(": ".join(access.refused(connection)))
         case psycopg.errors.LockNotAvailable():
             return HeraldError(f"another session holds the rows that this needs: nothing was changed, try again{hint}")
         case psycopg.errors.ReadOnlySqlTransaction():

@@ -130,6 +130,7 @@ def test_row_security_off_is_not_taken_for_a_missing_right(doctor: Command, data
     what, remedy = problems(Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn}))["schema"]
     assert "row_security" in what
     assert remedy == 'alter role "herald_daemon_login" set row_security = on'
+    assert remedy in Command({**doctor.settings, "PGHERALD_DATABASE_URL": dsn})("status").err
 
 
 @on_18
