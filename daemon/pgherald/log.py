@@ -13,6 +13,7 @@ import hmac
 import logging
 import re
 import secrets
+import select
 import sys
 import threading
 import traceback
@@ -93,11 +94,16 @@ def _fits(shape: Shape, value: Field) -> bool:
             assert_never(shape)
 
 
+STALL_PATIENCE: Final = 1.0
+"""Seconds for which the daemon stands still, once, for a reader that does not take its lines: one that is only slow
+loses none, and behind one that has stopped reading everything goes on without a log."""
+
 _RANKS: Final = {LogLevel.DEBUG: 10, LogLevel.INFO: 20, LogLevel.WARNING: 30, LogLevel.ERROR: 40}
 
 
 class Log:
-    """Writes events to a stream; `lost` counts lines that the stream did not take, which is no reason to stop.
+    """Writes events to a stream; `lost` counts lines that the stream did not take, which is no reason to stop. The next
+    line that it takes says how many.
 
     `strict` turns a misuse (an unknown field, a value of the wrong shape, an odd event name) into a ValueError.
     """
@@ -105,6 +111,8 @@ class Log:
     def __init__(self, level: LogLevel = LogLevel.INFO, stream: TextIO | None = None, *, strict: bool = False) -> None:
         self.strict = strict
         self.lost = 0
+        self._told = 0  # of those lost
+        self._stalled = False  # whoever reads has stopped to
         self._stream = stream
         self._rank = _RANKS[level]
 
@@ -156,15 +164,24 @@ class Log:
                 dropped += 1
         if dropped:
             line["fields_dropped"] = dropped
-        self._put(orjson.dumps(line | extra, default=_plain, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
+        lost = self.lost
+        if lost > self._told:
+            line["lines_lost"] = lost - self._told
+        if self._put(orjson.dumps(line | extra, default=_plain, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)):
+            self._told = lost
+        else:
+            self.lost += 1
 
     def _misused(self, how: str) -> None:
         if self.strict:
             raise ValueError(how)
 
-    def _put(self, line: bytes) -> None:
+    def _put(self, line: bytes) -> bool:
+        """Write it; False if the stream does not take it."""
         stream = sys.stderr if self._stream is None else self._stream
         try:
+            if not self._has_room(stream):
+                return False
             binary = getattr(stream, "buffer", None)
             if binary is None:
                 stream.write(line.decode())
@@ -173,7 +190,18 @@ class Log:
                 binary.write(line)
                 binary.flush()
         except (OSError, ValueError, AttributeError):  # closed, full, gone, or no stderr at all
-            self.lost += 1
+            return False
+        return True
+
+    def _has_room(self, stream: TextIO) -> bool:
+        """Whether a line can be written without waiting for whoever reads it; a file or a buffer always has room."""
+        try:
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLOUT)
+        except (OSError, ValueError, AttributeError):
+            return True
+        self._stalled = not poll.poll(0 if self._stalled else STALL_PATIENCE * 1000)
+        return not self._stalled
 
 
 def _plain(value: object) -> str:

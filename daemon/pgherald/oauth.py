@@ -307,8 +307,8 @@ class _HttpAnswer:
 class _OnTheLoop(Request):
     """google-auth's way of making an HTTP call, from its thread: the call itself is made on the event loop.
 
-    It has no time-out but `abandon`. Answers that google-auth would try again on, sleeping in between, are errors here:
-    `OAuth` does the waiting.
+    It has no time-out but `abandon`, and asks no proxy, as sending does not. Answers that google-auth would try again
+    on, sleeping in between, are errors here: `OAuth` does the waiting.
     """
 
     def __init__(self, ssl_context: ssl.SSLContext) -> None:
@@ -343,7 +343,7 @@ class _OnTheLoop(Request):
     async def _call(self, url: str, method: str, body: bytes | None, headers: Mapping[str, str] | None) -> _HttpAnswer:
         try:
             async with (
-                httpx2.AsyncClient(verify=self._ssl_context, timeout=None) as client,
+                httpx2.AsyncClient(verify=self._ssl_context, timeout=None, trust_env=False) as client,
                 client.stream(method, url, content=body, headers=headers) as response,
             ):
                 data = bytearray()

@@ -127,7 +127,10 @@ class Disk:
             raise
 
     def load(self) -> tuple[list[tuple[Segment, list[Entry]]], int, list[Damage]]:
-        """Read every segment: their entries, how many bytes were cut off, what is damaged. None is appended to."""
+        """Read every segment: their entries, how many bytes were cut off, what is damaged. None is appended to.
+
+        Raises ConfigError for one that this user may not read: what it holds is whole, and must not be left out.
+        """
         found, torn, damage = [], 0, []
         for name in sorted(os.listdir(self.directory)):
             match = _SEGMENT.fullmatch(name)
@@ -140,6 +143,12 @@ class Disk:
             segment = Segment(path, size=path.stat().st_size)
             try:
                 content = frames.read(path.read_bytes())
+            except PermissionError as error:
+                self.close()
+                raise ConfigError(
+                    f"{path} cannot be read ({describe_exception(error)}), and holds accepted pushes: chown it to the "
+                    "user that pgherald runs as; perhaps it was run by root once"
+                ) from None
             except OSError:
                 content = frames.Content([], 0, [(0, segment.size)])
             segment.live, segment.damaged = len(content.entries), bool(content.damaged)

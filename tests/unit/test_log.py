@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -250,6 +251,58 @@ def test_a_stream_that_takes_no_more_does_not_stop_the_daemon() -> None:
         stream.close()
     each.info("something_happened")
     assert each.lost == 2
+
+
+def test_a_reader_that_stops_reading_does_not_stop_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgherald.log.STALL_PATIENCE", 0.05)
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "w") as stream:
+        each = Log(LogLevel.INFO, stream)
+
+        def talk() -> None:
+            for i in range(2000):
+                each.info("something_happened", count=i)
+
+        talking = threading.Thread(target=talk)
+        talking.start()
+        talking.join(30)
+        waited = talking.is_alive()
+        os.set_blocking(read, False)
+        while talking.is_alive():
+            reader.read()
+        assert not waited
+
+        taken = [json.loads(line)["count"] for line in reader.read().splitlines()]
+        assert taken == list(range(len(taken))), "whole lines, and none from the middle"
+        assert 0 < len(taken) < 2000
+        assert each.lost == 2000 - len(taken)
+
+        each.info("something_happened", count=1)
+        each.info("something_happened", count=2)
+        after = [json.loads(line) for line in reader.read().splitlines()]
+        assert [line["count"] for line in after] == [1, 2]
+        assert [line.get("lines_lost") for line in after] == [each.lost, None]
+
+
+def test_a_reader_that_is_slow_gets_every_line() -> None:
+    read, write = os.pipe()
+    taken: list[bytes] = []
+
+    def sip() -> None:
+        with os.fdopen(read, "rb", buffering=0) as reader:
+            while some := reader.read(4096):
+                taken.append(some)
+                time.sleep(0.001)
+
+    sipping = threading.Thread(target=sip)
+    sipping.start()
+    with os.fdopen(write, "w") as stream:
+        each = Log(LogLevel.INFO, stream)
+        for i in range(2000):
+            each.info("something_happened", count=i)
+    sipping.join()
+    assert each.lost == 0
+    assert [json.loads(line)["count"] for line in b"".join(taken).splitlines()] == list(range(2000))
 
 
 def test_lines_of_several_threads_do_not_mix(tmp_path: Path) -> None:

@@ -72,6 +72,18 @@ async def test_a_token_is_fetched_once_and_then_read_from_memory(tmp_path: Path)
         assert server.seen(b"grant-type%3Ajwt-bearer") == 1
 
 
+@anyio_test
+async def test_a_proxy_that_the_environment_names_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it for sending: with a proxy that is down, sending would work, and be without a token."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with endpoint(tmp_path, number) as (oauth, _):
+        assert await oauth.token() == "token-1"
+
+
 @asynccontextmanager
 async def renewing(oauth: OAuth) -> AsyncIterator[None]:
     """`OAuth.run` at work, as in the daemon; it has a first token when the block begins."""

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pgherald.errors import ConfigError
 from pgherald.metrics import Metrics
 from pgherald.model import PromptId
 from pgherald.spool import Report, Spool
@@ -168,6 +169,24 @@ async def test_a_segment_that_the_disk_cannot_read_is_damage(tmp_path: Path, mon
     spool = open_spool(tmp_path)
     assert len(spool.report.damage) == 1
     crash(spool)
+
+
+async def test_a_segment_of_another_user_is_not_damage_and_nothing_of_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a daemon that root ran leaves it: a chown brings it back, and until then nothing starts without it."""
+    await written(tmp_path, [entry(1)])
+    (name,) = segments(tmp_path)
+
+    def denied(_path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", denied)
+        with pytest.raises(ConfigError, match=f"{name}.* chown it"):
+            open_spool(tmp_path)
+    assert segments(tmp_path) == [name]
+    assert numbers(open_and_crash(tmp_path)) == [1]
 
 
 async def test_files_that_are_not_the_spools_are_left_alone(tmp_path: Path) -> None:
