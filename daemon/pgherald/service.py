@@ -301,17 +301,17 @@ async def _stop_on_signal(parts: _Parts, scope: anyio.CancelScope, config: Dispa
 async def _feed_watchdog(notifier: Notifier, environ: Mapping[str, str], parts: _Parts) -> None:
     """Tell systemd that the event loop turns and the worker moves, that a start goes on, and how things are.
 
-    A database that is away is no reason to be killed; a loop or a worker that hangs is.
+    A database that is away is no reason to be killed; a loop or a worker that hangs is, found so twice in a row: after
+    the whole process was stopped for a while, this may look before the worker has had its turn.
     """
     interval = watchdog_interval(environ, os.getpid())
-    told = hung = False
+    looks = 0  # in a row at which it hung
     reported = float("-inf")
     while True:
-        hung = parts.worker.hangs(time.monotonic())
-        if hung and not told:
+        looks = looks + 1 if parts.worker.hangs(time.monotonic()) else 0
+        if looks == 2:
             log.critical("worker_hangs")
-        told = hung
-        if not hung:
+        if looks < 2:
             if interval is not None:
                 notifier.watchdog()
             if time.monotonic() - reported >= REPORT_SECONDS:
