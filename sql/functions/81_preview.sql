@@ -118,7 +118,24 @@ $$;
 comment on function herald.visible_people is 'Those of these people whom the caller may learn about.';
 revoke all on function herald.visible_people from public;
 
--- An evaluator may meet rows of anybody before it leaves them out, and its error may quote them: a coordinator learns its code.
+-- The functions of a scenario type may meet rows of anybody before they leave them out, and their error may quote them. To be
+-- called where it is handled, and then `raise`, which staff get to.
+create or replace function herald.mask_failure(p_scenario_type text, p_sqlstate text)
+returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not herald.is_staff() then
+    raise exception 'a function of scenario type % fails with %', p_scenario_type, p_sqlstate
+      using errcode = p_sqlstate, hint = 'the same call as herald_reader or the database''s owner says why';
+  end if;
+end
+$$;
+comment on function herald.mask_failure is
+  'Raises, to anybody but staff, an error in place of one that a function of a scenario type met: its code without its text.';
+revoke all on function herald.mask_failure from public;
+
 create or replace function herald.visible_candidates(p_scenario herald.scenario, p_from timestamptz, p_to timestamptz, p_most integer)
 returns herald.candidate[]
 language plpgsql stable
@@ -132,11 +149,8 @@ begin
     select c.candidates, c.through into v_candidates, v_through
     from herald.candidates_between(p_scenario, p_from, p_to, p_most, herald.my_people()) as c;
   exception when others then
-    if herald.is_staff() then
-      raise;
-    end if;
-    raise exception 'the evaluator of % fails with %', p_scenario.scenario_type, sqlstate
-      using errcode = sqlstate, hint = 'the same call as herald_reader or the database''s owner says why';
+    perform herald.mask_failure(p_scenario.scenario_type, sqlstate);
+    raise;
   end;
   if v_through < p_to then
     raise exception 'the time from % to % holds more than % candidates', p_from, p_to, p_most
@@ -182,12 +196,8 @@ begin
     from herald.gate(p_scenario, v_candidates, p_now) as g
     order by g.due_at, g.user_id, g.activity_ref;
   exception when others then
-    -- so may a still_due function
-    if herald.is_staff() then
-      raise;
-    end if;
-    raise exception 'a function of % fails with %', p_scenario.scenario_type, sqlstate
-      using errcode = sqlstate, hint = 'the same call as herald_reader or the database''s owner says why';
+    perform herald.mask_failure(p_scenario.scenario_type, sqlstate);
+    raise;
   end;
 end
 $$;

@@ -251,7 +251,7 @@ def test_what_an_evaluator_fails_on_is_told_to_staff_only(quiet_world: tuple[psy
         assert "Kari Nordmann" in answer(db, question, scenario), "the control: staff see the error"
         with db.transaction(force_rollback=True), acting_as(db, "authenticated", COORDINATOR_A):
             said = answer(db, question, scenario)
-        assert "the evaluator of cast fails with 22P02" in said
+        assert "a function of scenario type cast fails with 22P02" in said
         assert "Kari" not in said
 
 
@@ -289,6 +289,6 @@ def test_what_a_still_due_function_fails_on_is_told_to_staff_only(
     with db.transaction(force_rollback=True), acting_as(db, "authenticated", COORDINATOR_A):
         said = answer(db, question, scenario)
         explained = answer(db, "select * from herald.explain(%s, 'cast')", (A1,))
-    assert "a function of cast fails with 22P02" in said
+    assert "a function of scenario type cast fails with 22P02" in said
     assert "the evaluator of cast fails with 22P02" in explained
     assert "Kari" not in said + explained

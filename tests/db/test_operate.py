@@ -419,14 +419,7 @@ def test_a_scenario_is_found_by_name_id_or_the_beginning_of_it(organisation: Org
 def test_a_table_read_whole_is_found_and_an_index_mends_it(organisation: Organisation) -> None:
     db = organisation.db
     organisation.scenario("inactivity", {"days": 30})
-    people = organisation.mentors(100)
-    db.execute(
-        "insert into app.activity (user_id, activity_type, occurred_at) "
-        "select (%s::uuid[])[1 + n %% 100], 'contact', now() - n * interval '1 minute' "
-        "from generate_series(1, 20000) as n",
-        (people,),
-    )
-    db.execute("analyze app.activity")
+    organisation.large_history()
     assert ask(db, "select * from herald.sequential_scans()") == []
     indexes = ask(
         db,
@@ -447,14 +440,7 @@ def test_a_table_read_whole_is_found_and_an_index_mends_it(organisation: Organis
 
 def test_the_latest_row_of_a_large_table_is_not_the_table_read_whole(organisation: Organisation) -> None:
     db = organisation.db
-    people = organisation.mentors(100)
-    db.execute(
-        "insert into app.activity (user_id, activity_type, occurred_at) "
-        "select (%s::uuid[])[1 + n %% 100], 'contact', now() - n * interval '1 minute' "
-        "from generate_series(1, 20000) as n",
-        (people,),
-    )
-    db.execute("analyze app.activity")
+    organisation.large_history()
     db.execute(
         "create function herald.due_latest("
         "p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null) "

@@ -295,14 +295,7 @@ def test_a_queue_that_nobody_serves_is_a_problem_and_a_pause_a_warning(doctor: C
 def test_a_missing_index_of_a_large_source_table_is_named_and_made(doctor: Command, db: psycopg.Connection) -> None:
     organisation = Organisation(db)
     organisation.scenario("inactivity", {"days": 30})
-    people = organisation.mentors(100)
-    db.execute(
-        "insert into app.activity (user_id, activity_type, occurred_at) "
-        "select (%s::uuid[])[1 + n %% 100], 'contact', now() - n * interval '1 minute' "
-        "from generate_series(1, 20000) as n",
-        (people,),
-    )
-    db.execute("analyze app.activity")
+    organisation.large_history()
     assert "plans" not in warnings(doctor)
     db.execute("drop index app.activity_occurred, app.activity_user_occurred")
     what, remedy = warnings(doctor)["plans"]

@@ -445,6 +445,11 @@ CREATE FUNCTION herald.mark_opened(p_notification_id uuid) RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
+CREATE FUNCTION herald.mask_failure(p_scenario_type text, p_sqlstate text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.my_organisations() RETURNS SETOF uuid
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1629,6 +1634,8 @@ GRANT ALL ON FUNCTION herald.maintain_batch(p_now timestamp with time zone, p_ba
 
 REVOKE ALL ON FUNCTION herald.mark_opened(p_notification_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.mark_opened(p_notification_id uuid) TO authenticated;
+
+REVOKE ALL ON FUNCTION herald.mask_failure(p_scenario_type text, p_sqlstate text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.my_organisations() FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.my_organisations() TO authenticated;

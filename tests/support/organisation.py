@@ -111,6 +111,16 @@ class Organisation:
         assert found is not None
         return UUID(str(found[0]))
 
+    def large_history(self) -> None:
+        """20,000 activities of 100 people, one a minute, and statistics of them."""
+        self.db.execute(
+            "insert into app.activity (user_id, activity_type, occurred_at) "
+            "select (%s::uuid[])[1 + n %% 100], 'contact', now() - n * interval '1 minute' "
+            "from generate_series(1, 20000) as n",
+            (self.mentors(100),),
+        )
+        self.db.execute("analyze app.activity")
+
     def enqueue(self, scenario_id: UUID, user_id: UUID, ref: str = "by-hand") -> tuple[UUID | None, str | None]:
         """What herald.enqueue answers: the prompt and the gate."""
         row = self.db.execute(
