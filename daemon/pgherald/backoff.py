@@ -26,8 +26,8 @@ def retry_delay(attempt: int, retry_after: float | None, *, rng: Random) -> floa
     """Seconds until a push may be tried again, after its `attempt`-th try (from 1) was refused.
 
     Full jitter between ten seconds and a ceiling that doubles with every try (20 s, 40 s, 80 s ...), never above an
-    hour. A `retry_after` (seconds) is honoured in full, with up to ten seconds on top so that those who were told the
-    same moment do not all come back in it.
+    hour. A `retry_after` (seconds) is honoured, up to that hour, with up to ten seconds on top so that those who were
+    told the same moment do not all come back in it.
     """
     doublings = min(max(attempt, 1), _DOUBLINGS_MAX)
     delay = rng.uniform(RETRY_BASE, min(RETRY_CAP, RETRY_BASE * 2.0**doublings))
