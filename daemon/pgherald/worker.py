@@ -52,7 +52,7 @@ BREATH_MAX: Final = 0.5
 """Seconds that this pause lasts at most."""
 
 HANGING_PAUSE: Final = 60.0
-"""The pause after an evaluation that did not end: what is ready goes out meanwhile."""
+"""The pause after an evaluation that did not end, before one of a tenth as many: what is ready goes out meanwhile."""
 
 BARREN_STEP: Final = 0.01
 """Seconds by which this pause grows with each evaluation in a row after which nothing was to be sent, up to `NAP`: what
@@ -114,6 +114,7 @@ class Worker:
         self._horizon = 0  # transactions below it may have changed rows without ringing; 0 once all have ended
         self._evaluates_at = 0.0  # not sooner, by time.monotonic()
         self._fruitless = 0  # claims in a row that found nothing
+        self._touched = TOUCHED_MAX  # rows that the next evaluation takes: as many as end in time
         self._barren = 0  # evaluations in a row, without sleep, after which nothing was to be sent
         self._waits: list[tuple[float, float]] = []  # under way: since when, by time.monotonic(), and for how long
         self._unanswered = 0  # claims
@@ -271,17 +272,20 @@ class Worker:
         if not evaluates and allowed == 0:
             return Claimed((), ())
         try:
-            claimed = await self._claim(allowed, TOUCHED_MAX if evaluates else 0)
+            claimed = await self._claim(allowed, self._touched if evaluates else 0)
         except CalledOff:
             if not evaluates:
                 raise
             log.error("evaluation_hangs", seconds=CLAIM_PATIENCE, source="touched")
             self._evaluates_at = time.monotonic() + HANGING_PAUSE
+            self._touched = max(self._touched // 10, 1)
             return Claimed((), ())
         for scenario_id in claimed.broken:
             log.error("evaluation_failed", scenario_id=scenario_id, source="touched")
         if evaluates:
             ended = time.monotonic()
+            if ended - began < CLAIM_PATIENCE / 4:
+                self._touched = min(2 * self._touched, TOUCHED_MAX)
             pause = max(BREATH * (ended - began), min(BARREN_STEP * self._barren, NAP))
             self._evaluates_at = ended + min(pause, BREATH_MAX)
             self._barren = 0 if claimed.prompts else self._barren + 1
