@@ -101,6 +101,12 @@ def checks() -> tuple[tuple[str, str], ...]:
     return tuple((path.removeprefix("checks/").removesuffix(".sql"), text) for path, text in _files("checks"))
 
 
+def functions() -> Iterator[tuple[str, str]]:
+    """The files that are applied whole each time, in that order: (path, text)."""
+    yield from _files("functions")
+    yield from _files("scenarios")
+
+
 def shipped_version() -> int:
     """The schema version that this program was made for."""
     return migrations()[-1].version
@@ -119,8 +125,7 @@ def dump_sql(*, with_reference: bool = False) -> str:
     ]
     parts.extend(f"-- migration {m.version:04} {m.name}\n{m.text}" for m in migrations())
     parts.extend(f"{_record(m).as_string()};" for m in migrations())
-    for folder in ("functions", "scenarios"):
-        parts.extend(f"-- {path}\n{text}" for path, text in _files(folder))
+    parts.extend(f"-- {path}\n{text}" for path, text in functions())
     parts.append(f"{_REMEMBER_SHIPPED};")
     parts.append("reset role;")
     if with_reference:
@@ -231,9 +236,8 @@ def _migrate(connection: psycopg.Connection, *, with_reference: bool, dry_run: b
     for migration in todo:
         _run(connection, f"migrations/{migration.version:04}_{migration.name}.sql", migration.text)
         connection.execute(_record(migration))
-    for folder in ("functions", "scenarios"):
-        for path, text in _files(folder):
-            _run(connection, path, text)
+    for path, text in functions():
+        _run(connection, path, text)
     dropped = _drop_retired(connection, warnings)
     connection.execute(_REMEMBER_SHIPPED)
     warnings.extend(_foreign_functions(connection))

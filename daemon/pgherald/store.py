@@ -114,13 +114,10 @@ PLAIN: Final = Settled(applied=True, status="sent")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One scenario's evaluation."""
+    """What came of one scenario in a scheduled run."""
 
     scenario_id: ScenarioId
-    candidates: int
     prompts: int
-    suppressed: Mapping[str, int]
-    seconds: float
     error: str | None
 
 
@@ -181,7 +178,6 @@ _SETTLE: Final = (
     "%s::timestamptz[], %s::timestamptz[], %s::uuid[], %s::text[]) where not applied or status is distinct from 'sent'"
 )
 _REVOKE: Final = "select device_id, reason from herald.revoke_devices(%s::uuid[], %s::timestamptz[], %s::text[])"
-_RUN_COLUMNS: Final = "scenario_id, candidates, prompts, suppressed, extract(epoch from duration)::float8, error"
 
 
 class Store:
@@ -309,7 +305,7 @@ class Store:
     async def evaluate(self) -> tuple[datetime | None, list[Run]]:
         """The scheduled run of all scenarios, and up to when it was; None where there is none to run."""
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(f"select now(), {_RUN_COLUMNS} from herald.evaluate()")
+            cursor = await connection.execute("select now(), scenario_id, prompts, error from herald.evaluate()")
             rows = await cursor.fetchall()
         return (rows[0][0] if rows else None), [Run(*row[1:]) for row in rows]
 

@@ -29,11 +29,7 @@ LATE: Final = timedelta(seconds=150)
 
 
 def add_parsers(commands: Commands) -> None:
-    """Add these commands to the program's."""
-    _add_status(commands)
-
-
-def _add_status(commands: Commands) -> None:
+    """Add the command to the program's."""
     parser = command(
         commands,
         "status",
