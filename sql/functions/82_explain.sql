@@ -57,9 +57,9 @@ $$;
 comment on function herald.prompt_fate_by is 'What became of the latest prompt that a scenario had made for a person by p_now; no row without one.';
 revoke all on function herald.prompt_fate_by from public;
 
-create or replace function herald.explained(p_user uuid, p_scenario_type text, p_now timestamptz)
+create or replace function herald.explain(p_user uuid, p_scenario_type text, p_now timestamptz default now())
 returns table (check_name text, passed boolean, detail text)
-language plpgsql stable
+language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
@@ -81,6 +81,15 @@ declare
   v_decided boolean;
   v_none boolean := true;
 begin
+  if p_now is null or not isfinite(p_now) then
+    raise exception 'explain needs a moment'
+      using errcode = 'invalid_parameter_value', hint = 'select * from herald.explain(''<user_id>'', ''inactivity'', now())';
+  end if;
+  if not exists (select from herald.scenario_type as t where t.scenario_type = p_scenario_type) then
+    raise exception 'unknown scenario type "%"', p_scenario_type
+      using errcode = 'invalid_parameter_value',
+            hint = 'known: ' || (select string_agg(t.scenario_type, ', ' order by t.scenario_type) from herald.scenario_type as t);
+  end if;
   select r.* into v_person
   from herald.source_recipient as r
   where r.user_id = p_user and r.user_id in (select v.user_id from herald.visible_people(array[p_user]) as v (user_id));
@@ -254,29 +263,6 @@ begin
   if v_none then
     return query select 'scenario', false, format('no scenario of type %s covers this person', p_scenario_type);
   end if;
-end
-$$;
-comment on function herald.explained is 'The checks of herald.explain(), for a caller that may read them.';
-revoke all on function herald.explained from public;
-
-create or replace function herald.explain(p_user uuid, p_scenario_type text, p_now timestamptz default now())
-returns table (check_name text, passed boolean, detail text)
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if p_now is null or not isfinite(p_now) then
-    raise exception 'explain needs a moment'
-      using errcode = 'invalid_parameter_value', hint = 'select * from herald.explain(''<user_id>'', ''inactivity'', now())';
-  end if;
-  if not exists (select from herald.scenario_type as t where t.scenario_type = p_scenario_type) then
-    raise exception 'unknown scenario type "%"', p_scenario_type
-      using errcode = 'invalid_parameter_value',
-            hint = 'known: ' || (select string_agg(t.scenario_type, ', ' order by t.scenario_type) from herald.scenario_type as t);
-  end if;
-  return query
-  select e.check_name, e.passed, e.detail
-  from herald.explained(p_user, p_scenario_type, p_now) as e;
 end
 $$;
 comment on function herald.explain is

@@ -349,11 +349,6 @@ CREATE FUNCTION herald.expires_at(p_due_at timestamp with time zone, p_made_at t
 CREATE FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(check_name text, passed boolean, detail text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$...$$;
-
-CREATE FUNCTION herald.explained(p_user uuid, p_scenario_type text, p_now timestamp with time zone) RETURNS TABLE(check_name text, passed boolean, detail text)
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
     AS $$...$$;
@@ -1586,8 +1581,6 @@ GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now ti
 GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO service_role;
 GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO herald_reader;
-
-REVOKE ALL ON FUNCTION herald.explained(p_user uuid, p_scenario_type text, p_now timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) TO herald_daemon;
