@@ -1,8 +1,8 @@
-"""The ear at the door: LISTEN on a connection of its own, and the doorbell that wakes the worker.
+"""LISTEN on a connection of its own, and the doorbell that wakes the worker.
 
-The socket is read without waiting for anybody: a notification only sets the bell. A heartbeat of a few seconds asks the
-server whether this very session still listens, which finds out half-open connections, poolers and failovers alike.
-Between losing the connection and having it back the worker finds its work by polling. Run by the service.
+A notification only rings the bell, so the socket is read without waiting for anybody. Every few seconds a heartbeat
+asks the server whether this very session still listens: that finds half-open connections, poolers and failovers alike.
+While the connection is lost the worker finds its work by polling. Run by the service.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ class Wakeup(StrEnum):
     RECONNECT = "reconnect"
 
 
-PEAL: Final = 10
-"""So many rings within `PEAL_SECONDS` are a peal: a busy app, not a push now and then."""
-
-PEAL_SECONDS: Final = 0.05
+OFTEN: Final = 10
+OFTEN_SECONDS: Final = 0.05
+"""So many rings within so many seconds come from a busy app; fewer may be a write now and then."""
 
 
 class Doorbell:
@@ -52,7 +51,7 @@ class Doorbell:
     def __init__(self) -> None:
         self._event = anyio.Event()
         self._source: Wakeup | None = None
-        self._rung: deque[float] = deque([float("-inf")] * PEAL, maxlen=PEAL)
+        self._rung: deque[float] = deque([float("-inf")] * OFTEN, maxlen=OFTEN)  # when, the last ones
 
     def ring(self, source: Wakeup) -> None:
         """Wake the worker, now or as soon as it waits."""
@@ -60,9 +59,9 @@ class Doorbell:
         self._source = self._source or source
         self._event.set()
 
-    def pealed(self, seconds: float) -> bool:
-        """Whether there was a peal within the last so many seconds."""
-        return self._rung[-1] - self._rung[0] <= PEAL_SECONDS and time.monotonic() - self._rung[-1] <= seconds
+    def rings_often(self, seconds: float) -> bool:
+        """Whether it rang often, as for a busy app, and the last time not more than so many seconds ago."""
+        return self._rung[-1] - self._rung[0] <= OFTEN_SECONDS and time.monotonic() - self._rung[-1] <= seconds
 
     async def wait(self, seconds: float) -> Wakeup:
         """Sleep until rung, or for `seconds`; says which."""
@@ -85,7 +84,8 @@ class Listener:
         self.heard = anyio.Event()  # set once it listens for the first time, or knows that it cannot
 
     async def run(self) -> NoReturn:
-        """Connect, LISTEN, ring (whatever was said meanwhile is in the tables), then hear; again after each loss."""
+        """Connect, LISTEN, ring, then hear; again after each loss. It rings without having heard anything, because
+        notifications that were sent before it listened are lost: the work that they told of is in the tables."""
         failures = 0
         while True:
             try:

@@ -273,7 +273,7 @@ def takes_back_what_left() -> None:
 
 def never_waits() -> None:
     """What cannot be had now is asked for again at once."""
-    worker.FIRST_DOZE = 0.0  # type: ignore[misc]
+    worker.FIRST_WAIT = 0.0  # type: ignore[misc]
     worker.reconnect_delay = lambda *_: 0.0  # type: ignore[attr-defined]
     described = store.make_conninfo  # type: ignore[attr-defined]
     store.make_conninfo = partial(described, options="-c lock_timeout=1ms")  # type: ignore[attr-defined]

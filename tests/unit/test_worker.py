@@ -16,12 +16,12 @@ import pytest
 
 from pgherald.dispatcher import DispatchConfig
 from pgherald.exporter import Health
-from pgherald.listener import PEAL, Doorbell, Wakeup
+from pgherald.listener import OFTEN, Doorbell, Wakeup
 from pgherald.metrics import Metrics
 from pgherald.model import DispatchSummary
 from pgherald.pacing import Pacing
 from pgherald.store import CalledOff, Claimed, Waiting
-from pgherald.worker import BARREN_STEP, BREATH_MAX, LINGER, NAP, Worker
+from pgherald.worker import IDLE_PAUSE_STEP, LOOK_SECONDS, PAUSE_MAX, STAY_AWAKE_SECONDS, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +142,7 @@ def worker(database: Database, bell: Doorbell, spool: SimpleNamespace | None = N
 
 async def test_writers_that_all_ring_at_once_find_the_worker_awake_for_a_while() -> None:
     database, bell = Database(), Doorbell()
-    for _ in range(PEAL):
+    for _ in range(OFTEN):
         bell.ring(Wakeup.NOTIFY)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(worker(database, bell).run)
@@ -150,7 +150,7 @@ async def test_writers_that_all_ring_at_once_find_the_worker_awake_for_a_while()
             while not database.slept:  # noqa: ASYNC110 - falling asleep sets no event
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
-    assert database.slept[0] >= LINGER
+    assert database.slept[0] >= STAY_AWAKE_SECONDS
 
 
 async def test_a_single_ring_keeps_nobody_awake() -> None:
@@ -176,7 +176,7 @@ async def test_the_app_keeps_most_of_the_time_however_many_people_are_touched() 
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
     for (began, ended), (next_began, _) in zip(database.evaluations, database.evaluations[1:], strict=False):
-        assert next_began - ended >= min(ended - began, BREATH_MAX) * 0.99
+        assert next_began - ended >= min(ended - began, PAUSE_MAX) * 0.99
     assert database.slept == []
     assert database.awake_since is not None
 
@@ -191,7 +191,7 @@ async def test_writes_that_make_nobody_due_are_looked_at_ever_less_often() -> No
         tasks.cancel_scope.cancel()
     moments = [began for began, _ in database.evaluations]
     for number, (before, after) in enumerate(pairwise(moments)):
-        assert after - before >= min(number * BARREN_STEP, NAP) * 0.99
+        assert after - before >= min(number * IDLE_PAUSE_STEP, LOOK_SECONDS) * 0.99
 
 
 async def test_after_an_evaluation_that_hangs_claims_go_on_without_one() -> None:
