@@ -71,7 +71,7 @@ class _Batch:
 class Spool:
     """The spool of one daemon. `report` says what opening it found."""
 
-    def __init__(self, disk: Disk, metrics: Metrics | None) -> None:
+    def __init__(self, disk: Disk, metrics: Metrics) -> None:
         self._disk = disk
         self._metrics = metrics
         self._turn = anyio.Lock()
@@ -88,7 +88,7 @@ class Spool:
     def open(
         cls,
         state_dir: Path,
-        metrics: Metrics | None = None,
+        metrics: Metrics,
         *,
         max_bytes: int = MAX_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
@@ -123,8 +123,7 @@ class Spool:
         for each in damage:
             log.error("spool_damaged", path=each.path, offset=each.offset, bytes=each.size)
         log.info("spool_opened", path=self._disk.directory, entries=self.report.entries, dropped=torn)
-        if self._metrics is not None:
-            self._metrics.spool_damaged_total.inc(by=len(damage))
+        self._metrics.spool_damaged_total.inc(by=len(damage))
         self._measure()
 
     @property
@@ -276,6 +275,5 @@ class Spool:
         self._measure()
 
     def _measure(self) -> None:
-        if self._metrics is not None:
-            self._metrics.spool_entries.set(self._entries)
-            self._metrics.spool_failing.set(self.failing)
+        self._metrics.spool_entries.set(self._entries)
+        self._metrics.spool_failing.set(self.failing)
