@@ -169,8 +169,8 @@ class PushNotificationDispatcher:
             self._freed.set()
 
     def _free(self) -> int:
-        """Slots that are free. Outcomes without their record take slots too, as far as there are more of them than slots:
-        so a disk or a database that stalls stops the sending of what could not be recorded."""
+        """Slots that are free. Outcomes without their record take slots too, as far as there are more of them than
+        slots: so a disk or a database that stalls stops the sending of what could not be recorded."""
         slots = self._config.max_in_flight
         return slots - self._expected - self._under_way - max(0, self._recorder.unwritten - slots)
 

@@ -103,7 +103,7 @@ def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
 
     def environment() -> dict[str, str]:
-        return {**environ, **_read_settings_file(settings_file)}
+        return {**environ, **({} if settings_file is None else read_settings_file(settings_file))}
 
     settings = load_settings(environment())
     configure(settings.log_level)
@@ -116,18 +116,15 @@ def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
 
 
 def _hold_standard_files() -> None:
-    """Nothing of ours may take the place of a standard file that is closed: libuv aborts when it closes one of them."""
+    """Open the files 0 to 2 where they are closed, so that none of ours gets such a number: libuv aborts when it closes
+    one of them."""
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(file)
 
 
-def _read_settings_file(path: Path | None) -> dict[str, str]:
-    return {} if path is None else read_settings_file(path)
-
-
 def _lend_to_libraries(environ: Mapping[str, str]) -> None:
-    """What is not ours in the settings file (PGPASSFILE, SSL_CERT_FILE and the like) is for libpq and OpenSSL."""
+    """Put what is not ours in the settings file (PGPASSFILE, SSL_CERT_FILE) where libpq and OpenSSL look for it."""
     os.environ.update({name: value for name, value in environ.items() if not name.startswith(PREFIX)})
 
 
