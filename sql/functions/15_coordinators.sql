@@ -1,8 +1,8 @@
 -- Which scenarios a coordinator may see and change: row-level security over the view herald.source_coordinator.
 -- The set-returning helpers run once a statement, not once a row; and as arrays they let the indexes be used, so that a
 -- coordinator's list costs what their chapter holds, not what the table does (tests/bench/rls.py).
--- What depends on how a run went is not in the row of a scenario, which coordinators of several chapters may read: that
--- evaluated_through moved says that a run came by, whatever it met; the rest is in catch_up and evaluation_run, closed.
+-- How a run went is kept out of the row of a scenario, because coordinators of several chapters may read that. evaluated_through
+-- moves on with each run, whatever that met; the rest is in catch_up and evaluation_run, which are closed to clients.
 
 -- A chapter's organisation is that of its people: null as long as it has none.
 create or replace function herald.my_scopes()

@@ -349,10 +349,10 @@ begin
     delete from herald.catch_up as c
     where c.scenario_id = new.scenario_id;
   elsif new.evaluated_through < old.evaluated_through then
-    -- not to where it once began: what had expired before stays so, unless the new start lies further back
+    -- Set back. What had expired already stays so, unless the new start lies further back than that.
     new.evaluated_from := least(new.evaluated_through, greatest(old.evaluated_from, now() - new.expires_after));
     new.started_at := now();
-    -- nor in a chapter that has been behind for longer
+    -- The same for a chapter that has been behind for longer.
     v_expired := least(new.evaluated_from, now() - new.expires_after);
     update herald.catch_up as c
     set evaluated_through = greatest(c.evaluated_through, v_expired), catch_up_from = greatest(c.catch_up_from, v_expired)

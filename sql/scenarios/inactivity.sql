@@ -46,8 +46,8 @@ as $$
       offset 0
     ) as r
     union all
-    -- of these people each moment has few repeats in the window, found by division: no row of another may be read, let alone
-    -- fail, and no odd one of their own cost a step for every day since
+    -- For p_users alone: the repeats of a moment that fall into the window are found by division. So no row of anybody else is read,
+    -- which could fail; and an odd moment of long ago does not cost a step for each repeat since.
     select p.user_id, p.activity_id, p.at, k.k, make_interval(hours => 24 * (y.days + k.k * coalesce(y.every, 0)))
     from (
       select
