@@ -167,7 +167,7 @@ class Spool:
                 await batch.finished.wait()
         if batch.segment is None:
             failure = batch.failure or SpoolFailed(f"the spool {self._disk.directory} failed", "INTERNAL")
-            raise SpoolFailed(str(failure), failure.code)  # of its own for each who waits
+            raise SpoolFailed(str(failure), failure.code)  # one exception for each caller that waits
 
     async def _commit(self, batch: _Batch) -> None:
         data = b"".join(batch.frames)
@@ -213,7 +213,8 @@ class Spool:
                 await self._collect()
 
     def _disposable(self) -> list[Segment]:
-        """Segments with nothing live; of the one that is being written only once it is worth it."""
+        """Segments whose entries are all done. The one that is being written counts only once it has grown a little: to
+        delete a file and begin another costs more than a few entries on the disk."""
         disk = self._disk
         return [
             segment
@@ -227,7 +228,7 @@ class Spool:
         """Delete what is disposable. The caller has the turn."""
         segments = self._disposable()
         if segments and not self._closed:
-            with suppress(OSError):  # no thread: the next time, then
+            with suppress(OSError):  # there is no thread for it now: the next time, then
                 await self._on_thread(self._disk.remove, segments)
             self._measure()
 
