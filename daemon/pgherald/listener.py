@@ -22,7 +22,7 @@ from pgherald.sessions import POOLER_PATIENCE, STORE_ERRORS, Ear, NoSession
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from pgherald.exporter import Health
+    from pgherald.health import Health
     from pgherald.metrics import Metrics
 
 CHANNEL: Final = "herald"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from pgherald.dispatcher import DispatchConfig
-    from pgherald.exporter import Health
+    from pgherald.health import Health
     from pgherald.listener import Doorbell
     from pgherald.metrics import Metrics
     from pgherald.oauth import OAuth

@@ -42,8 +42,8 @@ from pgherald.config import (
 )
 from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
 from pgherald.errors import ConfigError
-from pgherald.exporter import Health
 from pgherald.fcm import FcmClient
+from pgherald.health import Health
 from pgherald.listener import Doorbell, Listener
 from pgherald.log import configure, describe_exception, log
 from pgherald.metrics import Metrics

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
 
     from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
-    from pgherald.exporter import Health
+    from pgherald.health import Health
     from pgherald.listener import Doorbell
     from pgherald.metrics import Metrics
     from pgherald.model import Prompt

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from pgherald.dispatcher import DispatchConfig
-from pgherald.exporter import Health
+from pgherald.health import Health
 from pgherald.listener import OFTEN, Doorbell, Wakeup
 from pgherald.metrics import Metrics
 from pgherald.model import DispatchSummary
