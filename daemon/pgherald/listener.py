@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from pgherald.backoff import reconnect_delay
+from pgherald.backoff import is_told, reconnect_delay
 from pgherald.log import describe_exception, log
 from pgherald.sessions import POOLER_PATIENCE, STORE_ERRORS, Ear, NoSession
 
@@ -113,6 +113,6 @@ class Listener:
                 if failures == 1:
                     self._metrics.listener_reconnects_total.inc()
                 self._health.set_degraded("listener_down")
-                if failures in (1, 5) or failures % 30 == 0:
+                if is_told(failures):
                     log.warning("listener_lost", failures=failures, exception=describe_exception(error))
             await anyio.sleep(reconnect_delay(max(failures, 1), self._rng))

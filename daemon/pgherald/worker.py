@@ -23,7 +23,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from pgherald.backoff import reconnect_delay
+from pgherald.backoff import is_told, reconnect_delay
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
@@ -186,7 +186,7 @@ class Worker:
                         continue
                     failures += 1
                     self._health.set_unready("database_away")
-                    if failures in (1, 5) or failures % 30 == 0:
+                    if is_told(failures):
                         log.warning("database_away", failures=failures, exception=describe_exception(error))
                     with self._moving_within(delay := reconnect_delay(failures, self._rng)):
                         await self._bell.wait(delay)
