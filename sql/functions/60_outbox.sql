@@ -291,9 +291,9 @@ grant execute on function herald.claim to herald_daemon;
 -- Outcomes: sent, failed, skipped (error = gate), unknown, retry (ready again at p_retry_at), release (nothing was sent: ready
 -- again at p_retry_at, as if not claimed).
 -- The epoch counts the claims of a prompt. An outcome of the row's own epoch counts once, so to repeat it changes nothing; it also
--- counts where the claim was swept to unknown meanwhile, because its owner was late. Of an earlier epoch only 'sent' counts, for a
--- push that was accepted must have its record; and once it has, no outcome of a later claim takes 'sent' back. So does 'sent' of a
--- later epoch than the row's: that claim was made before the database was restored to an earlier state.
+-- counts where the claim was swept to unknown meanwhile, because its owner was late. Of any other epoch only 'sent' counts, for a
+-- push that was accepted must have its record: of an earlier one, and then no outcome of a later claim takes 'sent' back; and of a
+-- later one, whose claim was made before the database was restored to an earlier state.
 create or replace function herald.settle(
   p_prompt uuid[], p_epoch bigint[], p_outcome text[], p_error text[], p_at timestamptz[], p_retry_at timestamptz[],
   p_device uuid[], p_message_name text[], p_now timestamptz default now()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.support.app import App, clock
+from tests.support.app import App
 
 if TYPE_CHECKING:
     from tests.support.postgres import Database
@@ -121,7 +121,7 @@ CONDITIONS: list[tuple[dict[str, Any], str, str]] = [
         "; høyst én gang på 1 minutt og 30 sekunder",
     ),
     (
-        {"quiet_from": clock(21), "quiet_until": clock(8)},
+        {"quiet_from": time(21), "quiet_until": time(8)},
         "; at most once a week; not between 21:00 and 08:00",
         "; høyst én gang i uken; ikke mellom 21:00 og 08:00",
     ),
@@ -180,8 +180,8 @@ def test_the_sentence_of_the_design_comes_out_word_for_word(db: psycopg.Connecti
         .scenario(
             "follow_up",
             {"activity_type": "contact", "after_days": 3, "first_only": True, "if_flag": "wellbeing_concern"},
-            quiet_from=clock(21),
-            quiet_until=clock(8),
+            quiet_from=time(21),
+            quiet_until=time(8),
         )
     )
     assert described(db, scenario) == (

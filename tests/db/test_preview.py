@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from tests.support.app import App, clock, now
+from tests.support.app import App, now
 from tests.support.histories import PARAMS, Case, cases, load
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def test_a_preview_is_what_a_run_then_does(
         columns: dict[str, Any] = {
             "evaluated_through": case.lower,
             "cooldown": cooldown,
-            "quiet_from": clock(23),
-            "quiet_until": clock(7),
+            "quiet_from": time(23),
+            "quiet_until": time(7),
             "mode": data.draw(st.sampled_from(["on", "canary", "shadow"])),
             "canary_percent": 60,
         }
