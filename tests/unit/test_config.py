@@ -77,7 +77,7 @@ def test_the_defaults_that_are_printed_are_the_ones_that_apply() -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
-def test_every_example_in_the_table_works(setting: Setting[object]) -> None:
+def test_every_example_in_the_table_works(setting: Setting) -> None:
     load_settings({**HOME, setting.name: setting.example})
 
 
