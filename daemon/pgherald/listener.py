@@ -17,7 +17,7 @@ import anyio
 
 from pgherald.backoff import is_told, reconnect_delay
 from pgherald.log import describe_exception, log
-from pgherald.sessions import POOLER_PATIENCE, STORE_ERRORS, Ear, NoSession
+from pgherald.sessions import POOLER_PATIENCE, STORE_ERRORS, ListenSession, NoSession
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -84,21 +84,24 @@ class Listener:
         self.heard = anyio.Event()  # set once it listens for the first time, or knows that it cannot
 
     async def run(self) -> NoReturn:
-        """Connect, LISTEN, ring, then hear; again after each loss. It rings without having heard anything, because
-        notifications that were sent before it listened are lost: the work that they told of is in the tables."""
+        """Connect, LISTEN, ring the bell, wait for notifications; again after each loss.
+
+        It rings before it is notified, because what was sent before it listened is lost; the work that this told of is
+        in the tables.
+        """
         failures = 0
         while True:
             try:
-                async with Ear.open(self._conninfo, CHANNEL) as ear:
+                async with ListenSession.open(self._conninfo, CHANNEL) as session:
                     failures = 0
                     self._metrics.listener_up.set(1)
                     self._health.clear("listener_down")
                     self._health.clear("listener_behind_pooler")
-                    log.info("listening", channel=CHANNEL, pid=ear.pid)
+                    log.info("listening", channel=CHANNEL, pid=session.pid)
                     self.heard.set()
                     self._bell.ring(Wakeup.RECONNECT)
                     while True:
-                        if await ear.hear(HEARTBEAT):
+                        if await session.notified(HEARTBEAT):
                             self._bell.ring(Wakeup.NOTIFY)
             except NoSession as error:
                 self._metrics.listener_up.set(0)

@@ -1,4 +1,4 @@
-"""Sessions with Postgres that last: `Locks` for the daemon's advisory locks, `Ear` for LISTEN.
+"""Sessions with Postgres that last: `Locks` for the daemon's advisory locks, `ListenSession` for LISTEN.
 
 Each has a direct connection of its own, whose death is noticed within seconds. A pooler in transaction mode cannot give
 a session; what needs none goes through the pool of `pgherald.store`. Used by the worker, the scheduler, the listener.
@@ -156,7 +156,7 @@ class NoSession(NotListening):
     """A pooler stands in between that gives no session, such as pgbouncer in transaction mode."""
 
 
-class Ear:
+class ListenSession:
     """One direct connection that listens to one channel. It must be read all the time, or NOTIFY's queue fills up."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], channel: str) -> None:
@@ -165,7 +165,7 @@ class Ear:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, conninfo: str, channel: str) -> AsyncIterator[Ear]:
+    async def open(cls, conninfo: str, channel: str) -> AsyncIterator[ListenSession]:
         """Connect and LISTEN. TimeoutError where the server says nothing."""
         connection = await _connect(conninfo, "pgherald listener")
         try:
@@ -183,7 +183,7 @@ class Ear:
         """The backend's process id."""
         return self._connection.info.backend_pid
 
-    async def hear(self, seconds: float) -> bool:
+    async def notified(self, seconds: float) -> bool:
         """Wait for a notification, at most so long; without one, make sure that the session still listens.
 
         Raises NotListening, TimeoutError or a psycopg error when it does not.

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from psycopg_pool import PoolTimeout
 
-from pgherald.sessions import Ear, Locks
+from pgherald.sessions import ListenSession, Locks
 from pgherald.store import CalledOff, Store
 from tests.support.organisation import Organisation
 
@@ -163,8 +163,8 @@ async def test_a_listener_whose_first_question_is_never_answered_is_given_up(
     monkeypatch.setattr("pgherald.sessions.is_pooled", Mute(1))
     monkeypatch.setattr("pgherald.sessions._ANSWER_PATIENCE", 0.2)
     with anyio.move_on_after(30) as scope, pytest.raises(TimeoutError):
-        async with Ear.open(database.daemon_dsn, "herald"):
+        async with ListenSession.open(database.daemon_dsn, "herald"):
             pass
     assert not scope.cancelled_caught
-    async with Ear.open(database.daemon_dsn, "herald") as ear:
-        assert not await ear.hear(0.2)
+    async with ListenSession.open(database.daemon_dsn, "herald") as session:
+        assert not await session.notified(0.2)
