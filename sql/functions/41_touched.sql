@@ -1,6 +1,7 @@
 -- The run for touched users, whose rows an app has just changed: it looks at those people alone, and back as far as a prompt may
 -- still be sent. What fails is tried again chapter by chapter, as in a scheduled run.
--- Lock order: touched users, prompts, open prompts, history; a scenario's row (where a chapter fails) without waiting for it.
+-- Lock order: touched users, scenario row (where a chapter is held), prompts, open prompts, history. Where a chapter fails, the row
+-- of the scenario comes last, and is not waited for.
 
 -- What was due longer ago than expires_after cannot be sent any more. But what a scenario reached because it was started or set
 -- back expires so long after that: while this was recent, all since the scenario's start may still be sent (see herald.expires_at).
