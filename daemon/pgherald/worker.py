@@ -58,6 +58,10 @@ BARREN_STEP: Final = 0.01
 """Seconds by which this pause grows with each evaluation in a row after which nothing was to be sent, up to `NAP`: what
 an evaluation costs whoever it is for is then shared by many writes of an app that hardly ever makes somebody due."""
 
+FAILING_MAX: Final = 2.0
+"""Seconds that it lasts at most while a scenario fails and nothing is to be sent, doubling: those whom a scheduled run
+has in hand stay touched, and each time is told and written down."""
+
 LINGER: Final = 0.25
 """Seconds without work after which a worker falls asleep that an app's many writes have woken."""
 
@@ -115,6 +119,7 @@ class Worker:
         self._evaluates_at = 0.0  # not sooner, by time.monotonic()
         self._fruitless = 0  # claims in a row that found nothing
         self._barren = 0  # evaluations in a row, without sleep, after which nothing was to be sent
+        self._failing = 0  # of these, in a row, in which a scenario failed
         self._waits: list[tuple[float, float]] = []  # under way: since when, by time.monotonic(), and for how long
         self._unanswered = 0  # claims
         self._answered_at = float("-inf")  # the last of them, by time.monotonic()
@@ -283,8 +288,10 @@ class Worker:
         if evaluates:
             ended = time.monotonic()
             pause = max(BREATH * (ended - began), min(BARREN_STEP * self._barren, NAP))
-            self._evaluates_at = ended + min(pause, BREATH_MAX)
             self._barren = 0 if claimed.prompts else self._barren + 1
+            self._failing = self._failing + 1 if claimed.broken and not claimed.prompts else 0
+            rest = BARREN_STEP * 2.0 ** min(self._failing, 10) if self._failing else 0.0
+            self._evaluates_at = ended + max(min(pause, BREATH_MAX), min(rest, FAILING_MAX))
         return claimed
 
     async def _claim(self, count: int, touched: int) -> Claimed:
@@ -328,7 +335,7 @@ class Worker:
     async def _fall_asleep(self) -> bool:
         """Let the lock go that keeps writers from ringing; True if it was held until now. Whoever saw it held did not
         ring, and may commit only later: they are awaited, whatever wakes this loop in between."""
-        self._barren = 0
+        self._barren = self._failing = 0
         horizon = await self._locks.fall_asleep()
         if horizon is not None:
             self._horizon = horizon
