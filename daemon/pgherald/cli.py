@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from pgherald import commands as operators
+from pgherald.commands.command import say
 from pgherald.config import SETTINGS
 from pgherald.errors import HeraldError, UsageError
 
@@ -71,8 +72,18 @@ def _leaves(group: BaseExceptionGroup[HeraldError]) -> list[HeraldError]:
     return found
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose help, where it cannot be written, is an answer like any other."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            say(message.rstrip("\n"))
+        else:
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="pgherald",
         description=_DESCRIPTION,
         epilog=_settings_help(),
@@ -116,7 +127,6 @@ def _add_migrate(commands: Commands) -> None:
 
 def _migrate(arguments: argparse.Namespace) -> int:
     from pgherald import schema
-    from pgherald.commands.command import say
     from pgherald.config import load_settings
 
     if arguments.dump_sql:

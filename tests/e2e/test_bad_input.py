@@ -372,7 +372,7 @@ SCENARIO = (
 
 @ON_18
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' /dev/full")
-@pytest.mark.parametrize("command", ["status", "migrate --dump-sql"])
+@pytest.mark.parametrize("command", ["status", "migrate --dump-sql", "--help", "--version", "fcm-emulator --help"])
 def test_an_answer_that_does_not_fit_on_the_disk(database: Database, home: Path, command: str) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     with open("/dev/full", "wb") as full:
