@@ -18,7 +18,7 @@ import orjson
 
 from pgherald import commands as operators
 from pgherald.commands.command import say
-from pgherald.config import SETTINGS
+from pgherald.config import SETTINGS, check_names
 from pgherald.errors import HeraldError, UsageError
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def _migrate(arguments: argparse.Namespace) -> int:
     if arguments.dump_sql:
         if arguments.dry_run or arguments.json:
             raise UsageError("--dump-sql prints a script and does nothing else: leave --dry-run and --json out")
+        check_names(os.environ)
         say(schema.dump_sql(with_reference=arguments.with_reference).rstrip("\n"))
         return 0
     report = schema.migrate(
@@ -187,13 +188,18 @@ def _add_demo(commands: Commands) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from pgherald import demo
 
+    check_names(os.environ)
     return demo.run(once=arguments.once)
 
 
 def _add_emulator(commands: Commands) -> None:
     from pgherald.emulator import cli as emulator
 
-    emulator.add_parser(commands).set_defaults(run=emulator.run)
+    def run(arguments: argparse.Namespace) -> int:
+        check_names(os.environ)
+        return emulator.run(arguments)
+
+    emulator.add_parser(commands).set_defaults(run=run)
 
 
 if __name__ == "__main__":

@@ -317,7 +317,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             problems.append(
                 f"{setting.name}: {wrong}; it may be {setting.accepts}; for example {setting.name}={setting.example}"
             )
-    problems += [_unknown(name) for name in sorted(environ) if _is_unknown(name)]
+    problems += _unknown_names(environ)
     if problems:
         raise ConfigError("\n".join(problems), reason="settings")
 
@@ -343,6 +343,13 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         scheduler=of(SCHEDULER),
         log_level=of(LOG_LEVEL),
     )
+
+
+def check_names(environ: Mapping[str, str]) -> None:
+    """For what reads no setting: raises ConfigError all the same where there is one that nobody knows."""
+    problems = _unknown_names(environ)
+    if problems:
+        raise ConfigError("\n".join(problems), reason="settings")
 
 
 def read_settings_file(path: Path) -> dict[str, str]:
@@ -393,8 +400,8 @@ def parse_environment_file(text: str, path: Path) -> dict[str, str]:
 _KNOWN: Final = frozenset(setting.name for setting in SETTINGS)
 
 
-def _is_unknown(name: str) -> bool:
-    return name.upper().startswith(PREFIX) and name not in _KNOWN
+def _unknown_names(environ: Mapping[str, str]) -> list[str]:
+    return [_unknown(name) for name in sorted(environ) if name.upper().startswith(PREFIX) and name not in _KNOWN]
 
 
 def _unknown(name: str) -> str:

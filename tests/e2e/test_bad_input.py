@@ -106,6 +106,12 @@ def test_all_wrong_settings_are_listed_together(home: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["demo", "fcm-emulator", "migrate --dump-sql"])
+def test_what_reads_no_setting_refuses_one_that_nobody_knows(command: str, home: Path) -> None:
+    found = refusal(*command.split(), home=home, PGHERALD_MAX_RATES=SECRET)
+    found.names("PGHERALD_MAX_RATES: is not a setting; did you mean PGHERALD_MAX_RATE?")
+
+
 @pytest.mark.parametrize("command", ["run", "migrate"])
 @pytest.mark.parametrize("dsn", [f"postgresql://u:{SECRET}@x@db/app", f"host=db passwort={SECRET}", f"{SECRET} x"])
 def test_a_malformed_dsn_is_named_and_never_shown(command: str, dsn: str, home: Path) -> None:
