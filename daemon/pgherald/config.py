@@ -104,8 +104,15 @@ def _given_by_systemd(name: str) -> Callable[[Mapping[str, str]], Path | None]:
 
     def find(environ: Mapping[str, str]) -> Path | None:
         directory = environ.get("CREDENTIALS_DIRECTORY", "")
-        path = os.path.join(directory, name)  # os.path does not raise where the path is impossible
-        return Path(path) if directory and os.path.exists(path) else None
+        path = os.path.join(directory, name)
+        try:
+            return Path(path) if directory and os.stat(path) else None
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        except OSError as error:
+            raise Wrong(
+                f"is not set, and what stands in its place, CREDENTIALS_DIRECTORY, cannot be read: {error.strerror}"
+            ) from None
 
     return find
 
