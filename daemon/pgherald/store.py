@@ -50,6 +50,9 @@ and what it claims is not good for longer."""
 ANSWER_PATIENCE: Final = 60.0
 """Seconds that anything else may take but a scheduled run and a deletion."""
 
+RUN_PATIENCE: Final = 3600.0
+"""Seconds that these may take, where much has to be caught up or deleted."""
+
 CANCEL_PATIENCE: Final = 5.0
 """Seconds for the server to take the word that something is called off, and as many for its word on that. Without it
 the connection is given up: where a pooler has lost its server, TCP says that all is well."""
@@ -308,7 +311,7 @@ class Store:
 
     async def evaluate(self) -> tuple[datetime | None, list[Run]]:
         """The scheduled run of all scenarios, and up to when it was; None where there is none to run."""
-        async with self._pool.connection() as connection:
+        async with self._asked(RUN_PATIENCE) as connection:
             cursor = await connection.execute(f"select now(), {_RUN_COLUMNS} from herald.evaluate()")
             rows = await cursor.fetchall()
         return (rows[0][0] if rows else None), [Run(*row[1:]) for row in rows]
@@ -352,7 +355,7 @@ class Store:
 
     async def maintain(self) -> bool:
         """Delete one batch of what is past its retention; True while there is more."""
-        async with self._pool.connection() as connection:
+        async with self._asked(RUN_PATIENCE) as connection:
             cursor = await connection.execute("select herald.maintain_batch(now(), 10000)")
             row = await cursor.fetchone()
         return row is not None and bool(row[0])
