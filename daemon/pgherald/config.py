@@ -107,8 +107,15 @@ def _given_by_systemd(name: str) -> Callable[[Mapping[str, str]], Path | None]:
 
     def find(environ: Mapping[str, str]) -> Path | None:
         directory = environ.get("CREDENTIALS_DIRECTORY", "")
-        path = os.path.join(directory, name)  # os.path does not raise where the path is impossible
-        return Path(path) if directory and os.path.exists(path) else None
+        path = os.path.join(directory, name)
+        try:
+            return Path(path) if directory and os.stat(path) else None
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        except OSError as error:
+            raise Wrong(
+                f"is not set, and what stands in its place, CREDENTIALS_DIRECTORY, cannot be read: {error.strerror}"
+            ) from None
 
     return find
 
@@ -320,11 +327,18 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             problems.append(
                 f"{setting.name}: {wrong}; it may be {setting.accepts}; for example {setting.name}={setting.example}"
             )
-    problems += [_unknown(name) for name in sorted(environ) if _is_unknown(name)]
+    problems += _unknown_names(environ)
     if problems:
         raise ConfigError("\n".join(problems), reason="settings")
 
     return Settings(**found)
+
+
+def check_names(environ: Mapping[str, str]) -> None:
+    """For what reads no setting: raises ConfigError all the same where there is one that nobody knows."""
+    problems = _unknown_names(environ)
+    if problems:
+        raise ConfigError("\n".join(problems), reason="settings")
 
 
 def read_settings_file(path: Path) -> dict[str, str]:
@@ -375,8 +389,8 @@ def parse_environment_file(text: str, path: Path) -> dict[str, str]:
 _KNOWN: Final = frozenset(setting.name for setting in SETTINGS)
 
 
-def _is_unknown(name: str) -> bool:
-    return name.upper().startswith(PREFIX) and name not in _KNOWN
+def _unknown_names(environ: Mapping[str, str]) -> list[str]:
+    return [_unknown(name) for name in sorted(environ) if name.upper().startswith(PREFIX) and name not in _KNOWN]
 
 
 def _unknown(name: str) -> str:

@@ -17,6 +17,7 @@ from pgherald.config import Scheduler as Mode
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
+from pgherald.store import RUN_PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -185,6 +186,9 @@ class Scheduler:
         self._evaluating = True
         try:
             self._own_run, runs = await self._store.evaluate()
+        except TimeoutError:
+            log.error("evaluation_hangs", seconds=RUN_PATIENCE, source="schedule")
+            return
         finally:
             self._evaluating = False
         for run in runs:
@@ -207,7 +211,7 @@ class Scheduler:
         """One batch: evaluations come in between."""
         try:
             self._maintaining = await self._store.maintain()
-        except STORE_ERRORS as error:
+        except (*STORE_ERRORS, TimeoutError) as error:
             self._maintaining = False
             self._maintain.due = time.monotonic() + MAINTAIN_AGAIN_SECONDS
             log.warning("maintenance_failed", exception=describe_exception(error))

@@ -50,6 +50,9 @@ of a second; by default a claim is not good for longer than this anyway."""
 ANSWER_PATIENCE: Final = 60.0
 """Seconds that anything else may take but a scheduled run and a deletion."""
 
+RUN_PATIENCE: Final = 3600.0
+"""Seconds that these may take, where much has to be caught up or deleted."""
+
 CANCEL_PATIENCE: Final = 5.0
 """Seconds that the server has to take a request to cancel, and as many again to say that it has cancelled. After that
 the connection is given up: TCP finds nothing wrong with it where a pooler has lost its server."""
@@ -304,7 +307,7 @@ class Store:
 
     async def evaluate(self) -> tuple[datetime | None, list[Run]]:
         """The scheduled run of all scenarios, and up to when it was; None where there is none to run."""
-        async with self._pool.connection() as connection:
+        async with self._asked(RUN_PATIENCE) as connection:
             cursor = await connection.execute("select now(), scenario_id, prompts, error from herald.evaluate()")
             rows = await cursor.fetchall()
         return (rows[0][0] if rows else None), [Run(*row[1:]) for row in rows]
@@ -348,7 +351,7 @@ class Store:
 
     async def maintain(self) -> bool:
         """Delete one batch of what is past its retention; True while there is more."""
-        async with self._pool.connection() as connection:
+        async with self._asked(RUN_PATIENCE) as connection:
             cursor = await connection.execute("select herald.maintain_batch(now(), 10000)")
             row = await cursor.fetchone()
         return row is not None and bool(row[0])

@@ -60,6 +60,10 @@ IDLE_PAUSE_STEP: Final = 0.01
 """Seconds by which the pause grows with each evaluation in a row that led to no push, up to `LOOK_SECONDS`. An
 evaluation has a price however few people it is for: in an app that seldom makes anybody due, many writes share it."""
 
+FAILING_PAUSE_MAX: Final = 2.0
+"""Seconds of the pause at most while a scenario fails and nothing is to be sent; it doubles with each evaluation. People
+whom a scheduled run has in hand stay touched, and every failure is logged and written down."""
+
 STAY_AWAKE_SECONDS: Final = 0.25
 """A worker that was woken by many writes falls asleep after so many seconds without work."""
 
@@ -118,6 +122,7 @@ class Worker:
         self._evaluates_at = 0.0  # not sooner
         self._empty_claims = 0  # in a row
         self._idle_evaluations = 0  # in a row, since the last sleep, that led to no push
+        self._failed_evaluations = 0  # of these, in a row, in which a scenario failed
         self._waits: list[tuple[float, float]] = []  # under way: since when, and for how long
         self._unanswered = 0  # claims that the database has not answered yet
         self._answered_at = float("-inf")  # when it last answered one
@@ -289,8 +294,11 @@ class Worker:
         if evaluates:
             ended = time.monotonic()
             pause = max(PAUSE_FACTOR * (ended - began), min(IDLE_PAUSE_STEP * self._idle_evaluations, LOOK_SECONDS))
-            self._evaluates_at = ended + min(pause, PAUSE_MAX)
             self._idle_evaluations = 0 if claimed.prompts else self._idle_evaluations + 1
+            self._failed_evaluations = self._failed_evaluations + 1 if claimed.broken and not claimed.prompts else 0
+            failed = min(self._failed_evaluations, 10)
+            failing_pause = IDLE_PAUSE_STEP * 2.0**failed if failed else 0.0
+            self._evaluates_at = ended + max(min(pause, PAUSE_MAX), min(failing_pause, FAILING_PAUSE_MAX))
         return claimed
 
     async def _claim(self, count: int, touched: int) -> Claimed:
@@ -342,7 +350,7 @@ class Worker:
         Transactions that saw it held did not ring, and some may commit later. `_horizon` remembers which those may be:
         until they have ended the loop polls, whatever wakes it in between.
         """
-        self._idle_evaluations = 0
+        self._idle_evaluations = self._failed_evaluations = 0
         horizon = await self._locks.fall_asleep()
         if horizon is not None:
             self._horizon = horizon

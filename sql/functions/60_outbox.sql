@@ -6,8 +6,8 @@
 -- Claims rows of herald.prompt, given by their ctid. The caller has found them ready and due, and locked them in this transaction:
 -- so they stay where they are, which saves two look-ups a row. Checks again what may have changed while they waited, and turns
 -- those that pass to 'sending' until p_now + p_lease. One row for each prompt, with its decision: send (then with all that is
--- needed to send it, its devices latest first), deferred (quiet hours), skipped (gate) or expired. What depends on the scenario
--- alone is worked out once for each scenario (rule).
+-- needed to send it, its devices latest first), deferred (quiet hours), skipped (gate) or expired; none for a prompt
+-- that is left to the next claim. What depends on the scenario alone is worked out once for each scenario (rule).
 create or replace function herald.claim_rows(p_owner text, p_rows tid[], p_lease interval, p_now timestamptz)
 returns table (
   prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
@@ -26,6 +26,24 @@ begin
   -- If a crash of the server took the claim back, the prompt would be sent a second time.
   if current_setting('synchronous_commit') = 'off' then
     perform set_config('synchronous_commit', 'on', true);
+  end if;
+  -- Under a cap, what another claim has in hand for the same person would be counted by neither. It shows by its lock; what
+  -- is read below is read after that.
+  if exists (select from herald.setting as g where g.daily_cap is not null) then
+    p_rows := array(
+      select p.ctid
+      from herald.prompt as p
+      where p.ctid = any (p_rows)
+        and not exists (
+          select from herald.open_prompt as o
+          where o.user_id = p.user_id and o.prompt_id <> p.prompt_id and o.deadline is null
+            and not exists (
+              select from herald.prompt as q
+              where q.prompt_id = o.prompt_id
+              for no key update skip locked
+            )
+        )
+    );
   end if;
   return query
   with picked as materialized (

@@ -78,6 +78,8 @@ declare
   v_count bigint;
   v_other record;
   v_behind record;
+  v_opted_out boolean;
+  v_cooled boolean;
   v_decided boolean;
   v_none boolean := true;
 begin
@@ -102,14 +104,18 @@ begin
     format('%s; registered %s; time zone %s',
       case when v_person.is_active then 'active' else 'not active' end,
       coalesce(herald.moment_text(v_person.registered_at, v_zone), 'at an unknown time'), coalesce(v_zone, 'unknown, UTC is used'));
+  v_opted_out := exists (
+    select from herald.opt_out as o
+    where o.user_id = p_user and (o.scenario_type = p_scenario_type or o.scenario_type is null) and o.opted_out_at <= p_now
+  );
   return query
-    select 'opt_out', count(*) = 0,
+    select 'opt_out', not v_opted_out,
       coalesce(
         string_agg(format('opted out of %s since %s', coalesce(o.scenario_type, 'everything'), herald.moment_text(o.opted_out_at, v_zone)), '; '
           order by o.opted_out_at),
         'not opted out')
     from herald.opt_out as o
-    where o.user_id = p_user and (o.scenario_type = p_scenario_type or o.scenario_type is null);
+    where o.user_id = p_user and (o.scenario_type = p_scenario_type or o.scenario_type is null) and o.opted_out_at <= p_now;
   return query
     select 'device_token', count(*) filter (where d.revoked_at is null) > 0,
       coalesce(
@@ -216,7 +222,8 @@ begin
       select p.claimed_at from herald.prompt as p
       where p.user_id = p_user and p.scenario_type = p_scenario_type and p.unknown_at is not null and p.claimed_at <= p_now
     ) as q;
-    return query select 'cooldown', v_at is null or v_at <= p_now - v_scenario.cooldown,
+    v_cooled := v_at is null or v_at <= p_now - v_scenario.cooldown;
+    return query select 'cooldown', v_cooled,
       case
         when v_at is null then format('no push of this type yet; cooldown %s', coalesce(herald.span(v_scenario.cooldown, 'en'), 'none'))
         else format('last push of this type %s, %s ago; cooldown %s, over %s', herald.moment_text(v_at, v_zone), herald.duration_text(p_now - v_at),
@@ -257,6 +264,8 @@ begin
         when v_decision = 'quiet_hours' then 'waits until ' || herald.moment_text(v_not_before, v_zone)
         when v_decision = 'duplicate' and v_other.status is null and not v_decided then 'decided after this moment'
         when v_decision = 'duplicate' and v_other.status is null then 'decided already, see prompt'
+        when (v_decision = 'opted_out' and not v_opted_out) or (v_decision = 'cooldown' and v_cooled)
+          then format('not sent: %s, since after this moment', v_decision)
         else 'not sent: ' || v_decision
       end;
   end loop;

@@ -258,6 +258,29 @@ def test_what_came_after_the_moment_asked_for_is_left_out(app: App) -> None:
     )
 
 
+@pytest.mark.parametrize("gate", ["opted_out", "cooldown"])
+def test_what_only_later_stopped_it_is_told_as_that(app: App, gate: str) -> None:
+    person = app.person(time_zone="UTC")
+    app.activity(person, NOW - 30 * DAY)
+    inactivity(app)
+    before = explain(app.db, person, "inactivity")
+    later = NOW + HOUR
+    if gate == "opted_out":
+        app.db.execute("insert into herald.opt_out values (%s, 'inactivity', %s)", (person, later))
+    else:
+        app.db.execute(
+            "insert into herald.scenario_notification "
+            "(user_id, scenario_type, dispatched_at, idempotency_key, cooldown_window_start) "
+            "values (%s, 'inactivity', %s, repeat('0', 64), %s)",
+            (person, later, later),
+        )
+    after = explain(app.db, person, "inactivity")
+    assert after.pop("decision") == (False, f"not sent: {gate}, since after this moment")
+    del before["decision"], before["daily_cap"], after["daily_cap"]  # as the gate counts it
+    assert after == before
+    assert explain(app.db, person, "inactivity", later)["decision"] == (False, f"not sent: {gate}")
+
+
 def test_each_scenario_that_covers_the_person_is_gone_through(app: App) -> None:
     person = app.person()
     other = app.another_chapter()

@@ -308,6 +308,18 @@ def test_what_a_night_put_off_to_one_moment_stays_within_the_cap(app: App) -> No
     }
 
 
+def test_two_claims_at_once_stay_within_the_cap_together(app: App, database: Database) -> None:
+    person = app.person()
+    for kind, params in (("milestone", {"counts": [1]}), ("inactivity", {"days": 1})):
+        assert enqueue(app, app.scenario(kind, params), person) is None
+    app.db.execute("update herald.setting set daily_cap = 1")
+    claim = "select decision, gate from herald.claim('a test', 1, '1 minute')"
+    with psycopg.connect(database.daemon_dsn) as first:
+        assert first.execute(claim).fetchall() == [("send", None)]
+        assert app.db.execute(claim).fetchall() == []
+    assert app.db.execute(claim).fetchall() == [("skipped", "daily_cap")]
+
+
 @pytest.mark.parametrize("instead", ["opted out", "expired", "quiet"])
 def test_what_is_not_sent_takes_nobodys_place_under_the_cap(app: App, instead: str) -> None:
     person = app.person(time_zone="UTC")

@@ -17,7 +17,7 @@ from pgherald.store import CalledOff, Store
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     import psycopg
 
@@ -125,6 +125,23 @@ async def test_a_claim_that_was_committed_though_it_was_called_off_is_answered(
         prompts = await claim(store)
     monkeypatch.undo()
     assert len(prompts) == 1
+
+
+@pytest.mark.parametrize("asked", [Store.evaluate, Store.maintain])
+async def test_a_scheduled_run_and_a_deletion_whose_server_says_nothing_are_given_up_in_the_end(
+    store: Store,
+    db: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: Callable[[Store], Awaitable[object]],
+) -> None:
+    await asked(store)
+    monkeypatch.setattr("pgherald.store.RUN_PATIENCE", 0.2)
+    monkeypatch.setattr("pgherald.store.CANCEL_PATIENCE", 0.2)
+    with stopped_sessions(db, "pgherald"), anyio.move_on_after(30) as scope, pytest.raises(TimeoutError):
+        await asked(store)
+    assert not scope.cancelled_caught
+    monkeypatch.undo()
+    await asked(store)
 
 
 async def test_a_lock_whose_server_says_nothing_is_not_held_and_had_again(

@@ -299,6 +299,7 @@ CREATE FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_ref text
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
+    SET lock_timeout TO '5s'
     AS $$...$$;
 
 CREATE FUNCTION herald.evaluate(p_now timestamp with time zone DEFAULT now(), p_scenario uuid DEFAULT NULL::uuid) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -18,10 +19,10 @@ from pgherald.dispatcher import DispatchConfig
 from pgherald.health import Health
 from pgherald.listener import OFTEN, Doorbell, Wakeup
 from pgherald.metrics import Metrics
-from pgherald.model import DispatchSummary
+from pgherald.model import DispatchSummary, ScenarioId
 from pgherald.pacing import Pacing
 from pgherald.store import CalledOff, Claimed, Waiting
-from pgherald.worker import IDLE_PAUSE_STEP, LOOK_SECONDS, PAUSE_MAX, STAY_AWAKE_SECONDS, Worker
+from pgherald.worker import FAILING_PAUSE_MAX, IDLE_PAUSE_STEP, LOOK_SECONDS, PAUSE_MAX, STAY_AWAKE_SECONDS, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,6 +193,26 @@ async def test_writes_that_make_nobody_due_are_looked_at_ever_less_often() -> No
     moments = [began for began, _ in database.evaluations]
     for number, (before, after) in enumerate(pairwise(moments)):
         assert after - before >= min(number * IDLE_PAUSE_STEP, LOOK_SECONDS) * 0.99
+
+
+async def test_a_scenario_that_fails_again_and_again_is_tried_ever_less_often_until_it_works() -> None:
+    class Failing(Database):
+        async def claim(self, *arguments: object, touched: int) -> Claimed:
+            claimed = await super().claim(*arguments, touched=touched)
+            fails = touched > 0 and len(self.evaluations) <= 9
+            return Claimed((), (), (ScenarioId(uuid4()),)) if fails else claimed
+
+    database = Failing(touched=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker(database, Doorbell()).run)
+        with anyio.fail_after(60):
+            while len(database.evaluations) < 12:  # noqa: ASYNC110 - an evaluation sets no event
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
+    gaps = [after - before for (before, _), (after, _) in pairwise(database.evaluations)]
+    for number, gap in enumerate(gaps[:9], 1):
+        assert gap >= min(IDLE_PAUSE_STEP * 2**number, FAILING_PAUSE_MAX) * 0.99
+    assert max(gaps[9:]) < FAILING_PAUSE_MAX / 2
 
 
 async def test_after_an_evaluation_that_hangs_claims_go_on_without_one() -> None:

@@ -64,6 +64,12 @@ _FACTS: Final = """select
     order by 1
   )"""
 
+_NO_CONNECTION: Final = "correct PGHERALD_DATABASE_URL, or start the server"
+_FULL: Final = (
+    "end what idles (as a superuser: select pid, usename, application_name, state_change from pg_stat_activity where "
+    "state = 'idle' order by 4), or raise the limit: max_connections, or that of alter role or alter database"
+)
+
 _FUNCTIONS: Final = """select p.proname, p.prosrc, p.prosecdef
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'herald'::pg_catalog.regnamespace"""
@@ -109,7 +115,7 @@ def _examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
             return
         except ConfigError as error:
             what = f"{error} (what lies behind this could not be looked at)"
-            yield problem(part, "connection", what, "correct PGHERALD_DATABASE_URL, or start the server")
+            yield problem(part, "connection", what, _FULL if isinstance(error, access.Full) else _NO_CONNECTION)
             return
         yield ok(
             part,
