@@ -261,8 +261,18 @@ end;
 comment on function herald.scenario_problem is 'What is wrong with the columns of a scenario, but for its params; null when nothing.';
 revoke all on function herald.scenario_problem from public;
 
--- Fills in what may be left out, and refuses what makes no sense. Months and years of a cooldown become days: the
--- windows of the unique constraint need a length that is the same at any time of the year.
+create or replace function herald.in_days(p_duration interval)
+returns interval
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return p_duration
+  - make_interval(years => extract(year from p_duration)::integer, months => extract(month from p_duration)::integer)
+  + make_interval(days => 365 * extract(year from p_duration)::integer + 30 * extract(month from p_duration)::integer);
+comment on function herald.in_days is 'A duration with 30 days for a month and 365 for a year.';
+revoke all on function herald.in_days from public;
+
+-- Fills in what may be left out, and refuses what makes no sense. Months and years become days: the windows of the unique
+-- constraint need a length that is the same at any time of the year, and herald.describe() says how long it is.
 create or replace function herald.checked_scenario(p_scenario herald.scenario)
 returns herald.scenario
 language plpgsql stable
@@ -295,11 +305,8 @@ begin
             column = split_part(v_problem, ' ', 1), table = 'scenario', schema = 'herald',
             hint = 'the columns are explained by \d+ herald.scenario';
   end if;
-  if extract(year from p_scenario.cooldown) <> 0 or extract(month from p_scenario.cooldown) <> 0 then
-    p_scenario.cooldown := p_scenario.cooldown
-      - make_interval(years => extract(year from p_scenario.cooldown)::integer, months => extract(month from p_scenario.cooldown)::integer)
-      + make_interval(days => 365 * extract(year from p_scenario.cooldown)::integer + 30 * extract(month from p_scenario.cooldown)::integer);
-  end if;
+  p_scenario.cooldown := herald.in_days(p_scenario.cooldown);
+  p_scenario.expires_after := herald.in_days(p_scenario.expires_after);
   return p_scenario;
 end
 $$;

@@ -80,7 +80,7 @@ revoke all on function herald.why_follow_up from public;
 select herald.register_scenario_type('follow_up', 'herald.due_follow_up'::regproc,
   '{
     "en": "Send [after_days:{after_days:day|days}|right] after [first_only:a first|each] {activity_type}[if_flag:, if {if_flag}]",
-    "nb": "Send [after_days:{after_days:dag|dager}|rett] etter [first_only:en første|hver] {activity_type}[if_flag:, hvis {if_flag}]"
+    "nb": "Send [after_days:{after_days:dag|dager}|rett] etter [first_only:første {activity_type}|{activity_type}, hver gang][if_flag:, hvis {if_flag}]"
   }',
   '{
     "type": "object",

@@ -151,8 +151,8 @@ revoke all on function herald.why_inactivity from public;
 
 select herald.register_scenario_type('inactivity', 'herald.due_inactivity'::regproc,
   '{
-    "en": "Send {days:day|days} after the last activity[repeat_days:, then again every {repeat_days:day|# days}][max_repeats:, at most {max_repeats:once|# times} more]",
-    "nb": "Send {days:dag|dager} etter siste aktivitet[repeat_days:, deretter igjen hver {repeat_days:dag|#. dag}][max_repeats:, høyst {max_repeats:én gang|# ganger} til]"
+    "en": "Send {days:day|days} after the last activity (or registration)[repeat_days:, then again every {repeat_days:day|# days}][max_repeats:, at most {max_repeats:once|# times} more]",
+    "nb": "Send {days:dag|dager} etter siste aktivitet (eller registrering)[repeat_days:, deretter igjen hver {repeat_days:dag|#. dag}][max_repeats:, høyst {max_repeats:én gang|# ganger} til]"
   }',
   '{
     "type": "object",

@@ -192,7 +192,7 @@ def test_a_coordinator_previews_what_they_may_save_for_a_chapter_without_people_
     definition = app.definition("inactivity", {"days": 30}, chapter_id=empty)
     assert preview(person, definition) == []
     row = person.execute("select herald.describe_definition(%s)", (definition,)).fetchone()
-    assert row == ("Send 30 days after the last activity; at most once a week",)
+    assert row == ("Send 30 days after the last activity (or registration); at most once a week",)
     person.execute(
         "insert into herald.scenario (scenario_type, organisation_id, chapter_id, name, params) "
         "select d.scenario_type, d.organisation_id, d.chapter_id, d.name, d.params "
