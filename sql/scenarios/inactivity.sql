@@ -129,8 +129,9 @@ language sql stable
 as $$
   select case
     when l.at is null then 'no activity and no registration is known'
-    else format('last %s %s ago; needs %s days%s', l.what, herald.duration_text(p_now - l.at), p_scenario.params ->> 'days',
-      coalesce(', then every ' || (p_scenario.params ->> 'repeat_days'), ''))
+    else format('last %s %s ago; needs %s%s', l.what, herald.duration_text(p_now - l.at),
+      herald.said(p_scenario.params -> 'days', 'day|days', 'en'),
+      coalesce(', then every ' || herald.said(p_scenario.params -> 'repeat_days', 'day|# days', 'en'), ''))
   end
   from (select) as one
   left join lateral (
