@@ -70,7 +70,11 @@ def test_it_speaks_of_what_a_run_would_send_though_something_else_fell_due_later
 @pytest.mark.parametrize(
     ("scenario_type", "params", "detail"),
     [
-        ("inactivity", {"days": 3, "repeat_days": 30}, "last activity 2 days 0 hours ago; needs 3 days, then every 30 days"),
+        (
+            "inactivity",
+            {"days": 3, "repeat_days": 30},
+            "last activity 2 days 0 hours ago; needs 3 days, then every 30 days",
+        ),
         ("inactivity", {"days": 4, "repeat_days": 1}, "last activity 2 days 0 hours ago; needs 4 days, then every day"),
         ("milestone", {"counts": [5, 10]}, "2 activities; needs 5, 10"),
         ("milestone", {"counts": [5], "activity_types": ["contact"]}, "2 activities (contact); needs 5"),
