@@ -226,7 +226,7 @@ def test_a_cooldown_of_less_than_a_day_is_said_with_the_once_a_day_that_holds_be
 
 
 def test_norwegian_sentences_take_a_word_of_any_gender(db: psycopg.Connection) -> None:
-    """"Hver", "en første" stand with a contact, not with a visit."""
+    """ "Hver", "en første" stand with a contact, not with a visit."""
     app = App(db).create()
     db.execute("insert into herald.phrase values ('nb', 'visit', 'besøk')")
     each = app.scenario("follow_up", {"activity_type": "visit", "after_days": 1})
