@@ -217,8 +217,8 @@ begin
     return query select 'cooldown', v_at is null or v_at <= p_now - v_scenario.cooldown,
       case
         when v_at is null then format('no push of this type yet; cooldown %s', coalesce(herald.span(v_scenario.cooldown, 'en'), 'none'))
-        else format('last push of this type %s, %s ago; cooldown %s, over %s', herald.moment_text(v_at, v_zone), herald.duration_text(p_now - v_at),
-          coalesce(herald.span(v_scenario.cooldown, 'en'), 'none'), herald.moment_text(v_at + v_scenario.cooldown, v_zone))
+        else format('last push of this type %s, %s ago; cooldown %s', herald.moment_text(v_at, v_zone), herald.duration_text(p_now - v_at),
+          coalesce(herald.span(v_scenario.cooldown, 'en') || ', over ' || herald.moment_text(v_at + v_scenario.cooldown, v_zone), 'none'))
       end;
     if v_scenario.mode = 'canary' then
       return query select 'canary', herald.in_canary(v_scenario.scenario_id, p_user, v_scenario.canary_percent),

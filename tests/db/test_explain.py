@@ -165,6 +165,18 @@ def test_each_gate_fails_with_its_own_numbers(app: App) -> None:
     }
 
 
+def test_without_a_cooldown_none_is_said_to_be_over(app: App) -> None:
+    person = app.person(time_zone="UTC")
+    app.activity(person, NOW - 30 * DAY)
+    inactivity(app, cooldown="0")
+    app.evaluate(NOW)
+    app.sent(app.prompts()[0].prompt_id, NOW)
+    assert explain(app.db, person, "inactivity", NOW + HOUR)["cooldown"] == (
+        True,
+        "last push of this type 2026-06-01 12:00 UTC, 1 hour 0 minutes ago; cooldown none",
+    )
+
+
 def test_someone_without_any_device_is_told_apart(app: App) -> None:
     person = app.person(device=False)
     inactivity(app)
