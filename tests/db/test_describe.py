@@ -187,9 +187,9 @@ def described(db: psycopg.Connection, scenario: object, locale: str = "en") -> s
 def test_every_parameter_of_every_type_is_said_in_english_and_norwegian(db: psycopg.Connection) -> None:
     app = App(db).create()
     for scenario_type, params, english, norwegian in EXAMPLES:
-        scenario = app.scenario(scenario_type, params)
-        assert described(db, scenario) == english + A_WEEK
-        assert described(db, scenario, "nb") == norwegian + I_UKEN
+        scenario = app.scenario(scenario_type, params, cooldown="0")
+        assert described(db, scenario) == english + ONCE_A_DAY
+        assert described(db, scenario, "nb") == norwegian + EN_GANG_OM_DAGEN
     # The table leaves no parameter out.
     said = {(scenario_type, name) for scenario_type, params, *_ in EXAMPLES for name in params}
     known = db.execute(
@@ -223,6 +223,43 @@ def test_a_cooldown_of_less_than_a_day_is_said_with_the_once_a_day_that_holds_be
     app.activity(person, morning + timedelta(hours=7))
     assert only(app.evaluate(morning + timedelta(hours=7))).suppressed == {gate: 1}
     assert described(db, scenario).endswith("once a day (UTC)")
+
+
+@pytest.mark.parametrize(
+    ("repeats", "cooldown", "days", "english", "norwegian"),
+    [
+        ({"repeat_days": 1}, "7 days", [0, 8, 16, 24], "; in effect every 8 days", "; i praksis hver 8. dag"),
+        ({"repeat_days": 2}, "3 days", [0, 4, 8, 12, 16, 20, 24, 28], "every 4 days", "hver 4. dag"),
+        ({"repeat_days": 7}, "7 days", [0, 14, 28], "; in effect every 14 days", "; i praksis hver 14. dag"),
+        ({"repeat_days": 7, "max_repeats": 2}, "7 days", [0, 14], "; in effect every 14 days", "hver 14. dag"),
+        ({"repeat_days": 7, "max_repeats": 1}, "7 days", [0], "; in effect once", "; i praksis én gang"),
+        ({"repeat_days": 7}, "6 days", [0, 7, 14, 21, 28], "at most once in 6 days", "høyst én gang på 6 dager"),
+    ],
+)
+def test_repeats_that_the_cooldown_leaves_out_are_said_so(
+    db: psycopg.Connection, repeats: dict[str, int], cooldown: str, days: list[int], english: str, norwegian: str
+) -> None:
+    """A push goes out a moment after the run that decided on it: a cooldown as long as the repeats stops the next."""
+    app = App(db).create()
+    start = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    app.activity(app.person(), start - timedelta(days=30))
+    scenario = app.scenario(
+        "inactivity",
+        {"days": 30, **repeats},
+        cooldown=cooldown,
+        evaluated_through=start - timedelta(minutes=1),
+    )
+    ready: list[int] = []
+    for day in range(29):
+        at = start + timedelta(days=day)
+        app.evaluate(at)
+        for prompt in app.prompts():
+            if prompt.status == "ready":
+                app.sent(prompt.prompt_id, at + timedelta(milliseconds=300))
+                ready.append(day)
+    assert ready == days
+    assert described(db, scenario).endswith(english)
+    assert described(db, scenario, "nb").endswith(norwegian)
 
 
 def test_norwegian_sentences_take_a_word_of_any_gender(db: psycopg.Connection) -> None:
