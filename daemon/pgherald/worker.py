@@ -61,8 +61,8 @@ IDLE_PAUSE_STEP: Final = 0.01
 evaluation has a price however few people it is for: in an app that seldom makes anybody due, many writes share it."""
 
 FAILING_PAUSE_MAX: Final = 2.0
-"""Seconds of the pause at most while a scenario fails and nothing is to be sent; it doubles with each evaluation. People
-whom a scheduled run has in hand stay touched, and every failure is logged and written down."""
+"""Seconds of the pause at most while a scenario fails and nothing is to be sent; it doubles with each evaluation.
+People whom a scheduled run has in hand stay touched, and every failure is logged and written down."""
 
 STAY_AWAKE_SECONDS: Final = 0.25
 """A worker that was woken by many writes falls asleep after so many seconds without work."""

@@ -129,8 +129,9 @@ language sql stable
 as $$
   select case
     when l.at is null then 'no activity and no registration is known'
-    else format('last %s %s ago; needs %s days%s', l.what, herald.duration_text(p_now - l.at), p_scenario.params ->> 'days',
-      coalesce(', then every ' || (p_scenario.params ->> 'repeat_days'), ''))
+    else format('last %s %s ago; needs %s%s', l.what, herald.duration_text(p_now - l.at),
+      herald.said(p_scenario.params -> 'days', 'day|days', 'en'),
+      coalesce(', then every ' || herald.said(p_scenario.params -> 'repeat_days', 'day|# days', 'en'), ''))
   end
   from (select) as one
   left join lateral (
@@ -151,8 +152,8 @@ revoke all on function herald.why_inactivity from public;
 
 select herald.register_scenario_type('inactivity', 'herald.due_inactivity'::regproc,
   '{
-    "en": "Send {days:day|days} after the last activity[repeat_days:, then again every {repeat_days:day|# days}][max_repeats:, at most {max_repeats:once|# times} more]",
-    "nb": "Send {days:dag|dager} etter siste aktivitet[repeat_days:, deretter igjen hver {repeat_days:dag|#. dag}][max_repeats:, høyst {max_repeats:én gang|# ganger} til]"
+    "en": "Send {days:day|days} after the last activity (or registration)[repeat_days:, then again every {repeat_days:day|# days}][max_repeats:, at most {max_repeats:once|# times} more]",
+    "nb": "Send {days:dag|dager} etter siste aktivitet (eller registrering)[repeat_days:, deretter igjen hver {repeat_days:dag|#. dag}][max_repeats:, høyst {max_repeats:én gang|# ganger} til]"
   }',
   '{
     "type": "object",

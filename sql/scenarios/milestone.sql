@@ -52,7 +52,8 @@ create or replace function herald.why_milestone(p_scenario herald.scenario, p_us
 returns text
 language sql stable
 as $$
-  select format('%s; needs %s', count(*) || case when count(*) = 1 then ' activity' else ' activities' end,
+  select format('%s%s; needs %s', count(*) || case when count(*) = 1 then ' activity' else ' activities' end,
+    ' (' || herald.said(p_scenario.params -> 'activity_types', null, 'en') || ')',
     (
       select string_agg(q.value, ', ' order by q.value::integer)
       from (select distinct c.value from jsonb_array_elements_text(p_scenario.params -> 'counts') as c) as q
