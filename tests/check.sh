@@ -40,6 +40,11 @@ verify_unit() { # verify_unit FILE: systemd-analyze exits 0 on unknown settings,
   return 1
 }
 
+metrics_at_start() { # every metric, as a daemon that has done nothing yet serves it
+  python -c 'import sys; from pgherald.metrics import Metrics; sys.stdout.buffer.write(Metrics().render())' |
+    promtool check metrics
+}
+
 in_all_files() { # in_all_files PATTERN: no tracked text file has it
   ! git grep -nIE "$1" -- . ':!tests/check.sh'
 }
@@ -79,6 +84,7 @@ check 'squawk' squawk sql/migrations/*.sql
 if needs promtool 'Prometheus rules'; then
   check 'promtool check rules' promtool check rules --lint=all --lint-fatal "${rules[@]}"
   check 'promtool test rules' promtool test rules "${rule_tests[@]}"
+  check 'promtool check metrics' metrics_at_start
 fi
 if needs systemd-analyze 'systemd unit'; then
   for unit in "${units[@]}"; do

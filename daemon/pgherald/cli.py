@@ -145,7 +145,8 @@ def _migrate(arguments: argparse.Namespace) -> int:
         say(f"migration {name}: {'would be applied' if report.dry_run else 'applied'}")
     say(f"schema version {report.version}; functions {'would be' if report.dry_run else 'are'} as shipped")
     if report.cron:
-        say("pg_cron jobs herald-evaluate (each minute) and herald-maintain (nightly) are scheduled")
+        are = "would be" if report.dry_run else "are"
+        say(f"pg_cron jobs herald-evaluate (each minute) and herald-maintain (nightly) {are} scheduled")
     for warning in report.warnings:
         say(f"note: {warning}")
     return 0

@@ -87,13 +87,14 @@ METRICS: Final = (
     Metric(
         "pgherald_prompts_total",
         Kind.COUNTER,
-        "Prompts that came to an outcome; a failed one that is tried again counts each time.",
+        "Prompts that came to an outcome in this daemon's hands; a failed one that is tried again counts each time, "
+        "and those that a run skips or finds expired count as suppressed.",
         {"scenario_type": SCENARIO_TYPES, "outcome": OUTCOMES},
     ),
     Metric(
         "pgherald_suppressed_total",
         Kind.COUNTER,
-        "Candidates of scheduled and event-driven runs that a gate stopped or deferred.",
+        "Candidates of scheduled and event-driven runs, whoever made them, that a gate stopped or deferred.",
         {"scenario_type": SCENARIO_TYPES, "gate": GATES},
     ),
     Metric(
@@ -124,7 +125,7 @@ METRICS: Final = (
     Metric(
         "pgherald_evaluation_seconds",
         Kind.HISTOGRAM,
-        "How long each evaluation of a scenario took, by its type.",
+        "How long each evaluation of a scenario took, by its type, whoever made it.",
         {"scenario_type": SCENARIO_TYPES},
         _EVALUATION,
     ),
@@ -161,7 +162,7 @@ METRICS: Final = (
     Metric(
         "pgherald_evaluation_errors_total",
         Kind.COUNTER,
-        "Evaluations that failed, by type of scenario.",
+        "Evaluations that failed, by type of scenario, whoever made them.",
         {"scenario_type": SCENARIO_TYPES},
     ),
     Metric(

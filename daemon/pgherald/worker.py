@@ -54,7 +54,8 @@ PAUSE_MAX: Final = 0.5
 """Seconds that this pause lasts at most."""
 
 HANGING_PAUSE: Final = 60.0
-"""Seconds of the pause after an evaluation that did not end and was called off. Ready prompts go out meanwhile."""
+"""Seconds of the pause after an evaluation that did not end and was called off; the next is of a tenth as many rows.
+Ready prompts go out meanwhile."""
 
 IDLE_PAUSE_STEP: Final = 0.01
 """Seconds by which the pause grows with each evaluation in a row that led to no push, up to `LOOK_SECONDS`. An
@@ -121,6 +122,7 @@ class Worker:
         self._horizon = 0  # transactions with a lower id may have changed rows without ringing; 0: all have ended
         self._evaluates_at = 0.0  # not sooner
         self._empty_claims = 0  # in a row
+        self._touched_max = TOUCHED_MAX  # rows that the next evaluation takes: as many as end in time
         self._idle_evaluations = 0  # in a row, since the last sleep, that led to no push
         self._failed_evaluations = 0  # of these, in a row, in which a scenario failed
         self._waits: list[tuple[float, float]] = []  # under way: since when, and for how long
@@ -282,24 +284,30 @@ class Worker:
         if not evaluates and allowed == 0:
             return Claimed((), ())
         try:
-            claimed = await self._claim(allowed, TOUCHED_MAX if evaluates else 0)
+            claimed = await self._claim(allowed, self._touched_max if evaluates else 0)
         except CalledOff:
             if not evaluates:
                 raise
             log.error("evaluation_hangs", seconds=CLAIM_PATIENCE, source="touched")
             self._evaluates_at = time.monotonic() + HANGING_PAUSE
+            self._touched_max = max(self._touched_max // 10, 1)
             return Claimed((), ())
         for scenario_id in claimed.broken:
             log.error("evaluation_failed", scenario_id=scenario_id, source="touched")
         if evaluates:
             ended = time.monotonic()
-            pause = max(PAUSE_FACTOR * (ended - began), min(IDLE_PAUSE_STEP * self._idle_evaluations, LOOK_SECONDS))
-            self._idle_evaluations = 0 if claimed.prompts else self._idle_evaluations + 1
-            self._failed_evaluations = self._failed_evaluations + 1 if claimed.broken and not claimed.prompts else 0
-            failed = min(self._failed_evaluations, 10)
-            failing_pause = IDLE_PAUSE_STEP * 2.0**failed if failed else 0.0
-            self._evaluates_at = ended + max(min(pause, PAUSE_MAX), min(failing_pause, FAILING_PAUSE_MAX))
+            if ended - began < CLAIM_PATIENCE / 4:
+                self._touched_max = min(2 * self._touched_max, TOUCHED_MAX)
+            self._evaluates_at = ended + self._pause_after(ended - began, claimed)
         return claimed
+
+    def _pause_after(self, seconds: float, claimed: Claimed) -> float:
+        """The pause after an evaluation that took so many seconds, together with this claim."""
+        pause = max(PAUSE_FACTOR * seconds, min(IDLE_PAUSE_STEP * self._idle_evaluations, LOOK_SECONDS))
+        self._idle_evaluations = 0 if claimed.prompts else self._idle_evaluations + 1
+        self._failed_evaluations = self._failed_evaluations + 1 if claimed.broken and not claimed.prompts else 0
+        failing_pause = IDLE_PAUSE_STEP * 2.0 ** min(self._failed_evaluations, 10) if self._failed_evaluations else 0.0
+        return max(min(pause, PAUSE_MAX), min(failing_pause, FAILING_PAUSE_MAX))
 
     async def _claim(self, count: int, touched: int) -> Claimed:
         """Claim up to `count` prompts, after evaluating up to `touched` touched rows.

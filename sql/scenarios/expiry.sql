@@ -1,7 +1,7 @@
 -- expiry: an item (certificate, assignment) expires in one of `days_before`; not when a later one of the same kind is
 -- there. Whether it is past by the time of sending is for still_due. A day is 24 hours, whatever the clocks do.
 -- Found through an index on (expires_at), or for p_users through (user_id), by which the renewal is looked for. `offset 0`
--- keeps the planner to that.
+-- keeps the planner to that: whose items they are is asked for alone, or all that expire then would be read for each person.
 create or replace function herald.due_expiry(p_scenario herald.scenario, p_window tstzrange, p_users uuid[] default null)
 returns setof herald.candidate
 language sql stable
@@ -22,16 +22,16 @@ as $$
     ) as e
     union all
     select e.user_id, e.item_id, e.kind, e.expires_at, d.value
-    from day as d
-    cross join unnest(p_users) as u (user_id)
+    from unnest(p_users) as u (user_id)
     cross join lateral (
       select v.user_id, v.item_id, v.kind, v.expires_at
       from herald.source_expiry as v
       where v.user_id = u.user_id
-        and v.expires_at > lower(p_window) + make_interval(hours => 24 * d.value::integer)
-        and v.expires_at <= upper(p_window) + make_interval(hours => 24 * d.value::integer)
       offset 0
     ) as e
+    join day as d
+      on e.expires_at > lower(p_window) + make_interval(hours => 24 * d.value::integer)
+      and e.expires_at <= upper(p_window) + make_interval(hours => 24 * d.value::integer)
   )
   select i.user_id, i.item_id || '#' || i.days, i.expires_at - make_interval(hours => 24 * i.days::integer)
   from item as i

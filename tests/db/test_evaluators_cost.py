@@ -179,6 +179,27 @@ def test_plans_made_while_the_outbox_was_empty_stay_good_when_it_fills(database:
     assert len(plans.texts) > 20
 
 
+def test_a_day_on_which_everybodys_items_expire_costs_the_run_of_a_few_people_no_look_at_all_of_them(app: App) -> None:
+    """The plan of such a run does not know the dates, and a range of unknown dates looks like few rows."""
+    app.scenario("expiry", {"days_before": [30, 7, 1]}, evaluated_through=END - 10 * DAY)
+    load(app, APP_ROWS)
+    app.db.execute("truncate app.certification")
+    app.db.execute(
+        "insert into app.certification (user_id, kind, expires_at) select m.user_id, k.kind, %s "
+        "from app.peer_mentor as m, unnest(array['first_aid', 'driving', 'guide', 'swimming']) as k (kind)",
+        (END + 29 * DAY,),
+    )
+    app.db.execute("analyze")
+    app.db.execute(
+        "insert into herald.touched_user (user_id) select unnest(%s::uuid[])", ([person(n) for n in range(1, 21)],)
+    )
+    plans = Plans(app.db)
+    (run,) = app.evaluate_touched(END)
+    assert run.candidates == 20 * 4
+    passed_over = [int(n) for text in plans.texts for n in re.findall(r"Rows Removed by Filter: (\d+)", text)]
+    assert max(passed_over, default=0) < PEOPLE
+
+
 @pytest.mark.parametrize("params", [{"days": 30, "repeat_days": 1}, {"days": 30, "repeat_days": 7, "max_repeats": 3}])
 def test_an_odd_date_of_a_person_costs_no_step_for_every_day_since(app: App, params: dict[str, object]) -> None:
     person = app.person()

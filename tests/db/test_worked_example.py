@@ -21,8 +21,8 @@ README = SQL / "README.md"
 DAY = timedelta(days=1)
 
 
-def example() -> str:
-    found = re.search(r"```sql worked-example\n(.*?)```", README.read_text(), re.DOTALL)
+def example(name: str = "worked-example") -> str:
+    found = re.search(rf"```sql {name}\n(.*?)```", README.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -66,6 +66,19 @@ def test_a_type_of_ones_own_has_all_that_the_built_in_ones_have(database: Databa
 
 def test_the_example_is_some_twenty_lines() -> None:
     assert len(example().splitlines()) <= 24
+
+
+def test_the_explain_that_is_printed_shows_the_plan_of_the_query_and_not_the_call_of_a_function(
+    database: Database,
+) -> None:
+    app = App(database.connect()).create()
+    app.scenario("inactivity", {"days": 30}, name="quiet mentors")
+    statement, gexec, _ = example("explain").partition("\\gexec")
+    rows = app.db.execute(statement.encode()).fetchall()
+    plan = app.db.execute(rows[0][0].encode()).fetchall() if gexec else rows
+    text = "\n".join(line for (line,) in plan)
+    assert "Function Scan on due_inactivity" not in text
+    assert "on activity" in text
 
 
 def test_the_table_of_files_names_every_file() -> None:

@@ -10,15 +10,18 @@ from unittest import mock
 
 import pytest
 
+from pgherald.operate import Operations
 from tests.support.command import Command
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
+    from datetime import timedelta
     from pathlib import Path
     from uuid import UUID
 
     import psycopg
 
+    from pgherald.operate import ScenarioStatus
     from tests.support.postgres import Database
 
 
@@ -105,6 +108,21 @@ def test_status_tells_of_what_is_paused_held_failing_and_late(pgherald: Command,
     assert f"pgherald resume {str(held)[:8]}" in text
     assert "FAILED with SQLSTATE 22012: pgherald evaluate --dry-run --scenario" in text
     assert re.search(r"LATE: the last run was \d+ min ago", text)
+
+
+def test_a_run_that_is_made_while_the_status_is_read_is_none_of_the_future(
+    pgherald: Command, organisation: Organisation
+) -> None:
+    organisation.scenario()
+    read = Operations.status
+
+    def after_a_run(operations: Operations, locale: str, since: timedelta) -> list[ScenarioStatus]:
+        organisation.db.execute("select pg_sleep(1.1)")  # the least that is told from "now"
+        organisation.db.execute("select * from herald.evaluate()")
+        return read(operations, locale, since)
+
+    with mock.patch.object(Operations, "status", after_a_run):
+        assert re.search(r"last run (now|1 s ago), next in", pgherald("status").text.partition("Scenarios")[2])
 
 
 def test_status_calls_nothing_late_where_every_scenario_is_off(pgherald: Command, organisation: Organisation) -> None:

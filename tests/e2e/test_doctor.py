@@ -207,6 +207,8 @@ def test_a_sound_pg_cron_is_seen_by_the_role_that_scheduled_it_and_unseen_by_the
             **emulator.environment,
         }
     )
+    before = findings(doctor("doctor", "--json"), "unseen")["pg_cron"][0]
+    assert re.fullmatch(r'pg_cron is installed, but "\w+" may not see its jobs', before)
     db = cron_database.connect()
     Organisation(db).scenario()
     db.execute("select * from herald.evaluate()")

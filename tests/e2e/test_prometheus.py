@@ -195,6 +195,42 @@ def test_the_dashboard_has_its_rows_and_fits_the_screen() -> None:
     assert len(ids) == len(set(ids))
 
 
+SHARED = {  # one minute apart; each daemon counts them for the whole database, so both have the same
+    "pgherald_suppressed_total{%s,scenario_type='milestone',gate='cooldown'}": "0+60x10",
+    "pgherald_suppressed_total{%s,scenario_type='expiry',gate='cooldown'}": "0+60x10",
+    "pgherald_evaluation_seconds_count{%s,scenario_type='milestone'}": "0+120x10",
+    "pgherald_evaluation_errors_total{%s,scenario_type='milestone'}": "0+1x10",
+}
+
+
+@pytest.mark.parametrize(
+    ("title", "labels", "value"),
+    [
+        ("Suppressed by gate", "gate='cooldown'", 2),
+        ("Evaluations", "scenario_type='milestone'", 2),
+        ("Failed evaluations", "scenario_type='milestone'", 5),
+    ],
+)
+def test_what_two_daemons_count_of_one_database_is_shown_once(
+    title: str, labels: str, value: float, tmp_path: Path
+) -> None:
+    (expression,) = [expression for panel, expression in panels() if panel == title]
+    series = [
+        {"series": name % f"job='pgherald',instance='{instance}'", "values": values}
+        for name, values in SHARED.items()
+        for instance in ("one", "two")
+    ]
+    shown = {
+        "expr": expression.replace("$job", "pgherald").replace("$__rate_interval", "5m"),
+        "eval_time": "10m",
+        "exp_samples": [{"labels": f"{{{labels}}}", "value": value}],
+    }
+    tests = {"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": [shown]}]}
+    (tmp_path / "tests.yml").write_text(json.dumps(tests))
+    ran = promtool("test", "rules", tmp_path / "tests.yml")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 def test_every_panel_shows_something(scraped: tuple[Prometheus, Daemon]) -> None:
     prometheus, _ = scraped
     empty = []

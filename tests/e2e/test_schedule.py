@@ -8,6 +8,7 @@ import pytest
 
 from pgherald import schema
 from pgherald.emulator.client import emulator_process
+from tests.support.command import Command
 from tests.support.daemon import running_daemon, wait_for
 from tests.support.organisation import Organisation
 from tests.support.postgres import CRON_DATABASE, WITH_CRON, running_server
@@ -31,6 +32,12 @@ def cron_database(pg15: Server) -> Iterator[Database]:
         superuser.execute("create extension pg_cron")
         superuser.execute("grant usage on schema cron to migrator")
         yield database
+
+
+def test_a_dry_run_says_of_the_jobs_too_that_they_would_be_scheduled(cron_database: Database) -> None:
+    migrate = Command({"PGHERALD_DATABASE_URL": cron_database.migrator_dsn})
+    assert "herald-maintain (nightly) would be scheduled" in migrate("migrate", "--dry-run").text
+    assert "herald-maintain (nightly) are scheduled" in migrate("migrate").text
 
 
 @pytest.mark.slow

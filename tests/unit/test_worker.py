@@ -22,7 +22,15 @@ from pgherald.metrics import Metrics
 from pgherald.model import DispatchSummary, ScenarioId
 from pgherald.pacing import Pacing
 from pgherald.store import CalledOff, Claimed, Waiting
-from pgherald.worker import FAILING_PAUSE_MAX, IDLE_PAUSE_STEP, LOOK_SECONDS, PAUSE_MAX, STAY_AWAKE_SECONDS, Worker
+from pgherald.worker import (
+    FAILING_PAUSE_MAX,
+    IDLE_PAUSE_STEP,
+    LOOK_SECONDS,
+    PAUSE_MAX,
+    STAY_AWAKE_SECONDS,
+    TOUCHED_MAX,
+    Worker,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -224,6 +232,35 @@ async def test_after_an_evaluation_that_hangs_claims_go_on_without_one() -> None
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
     assert len(database.evaluations) == 1
+
+
+async def test_after_an_evaluation_that_hangs_fewer_people_are_evaluated_at_once_until_it_ends_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pgherald.worker.HANGING_PAUSE", 0.0)
+    done: list[int] = []
+
+    class Slow(Database):
+        can = 60
+
+        async def claim(self, *_: object, touched: int) -> Claimed:
+            await anyio.lowlevel.checkpoint()
+            if touched > self.can:
+                raise CalledOff
+            if touched > 0:
+                done.append(touched)
+            return Claimed((), ())
+
+    database = Slow(touched=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker(database, Doorbell()).run)
+        with anyio.fail_after(60):
+            while sum(done) < 100:  # noqa: ASYNC110 - a claim sets no event
+                await anyio.sleep(0.005)
+            database.can = TOUCHED_MAX
+            while done[-1] < TOUCHED_MAX:  # noqa: ASYNC110 - a claim sets no event
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_claim_that_hangs_without_an_evaluation_is_a_database_that_is_away() -> None:

@@ -58,7 +58,8 @@ def _status(arguments: argparse.Namespace) -> int:
     since = timedelta(hours=arguments.hours)
     with connected(arguments) as operations:
         while True:
-            outbox, scenarios = operations.outbox(), operations.status(arguments.locale, since)
+            # The one that says what time it is comes second, so that no run is of the future.
+            scenarios, outbox = operations.status(arguments.locale, since), operations.outbox()
             if arguments.json:
                 say(as_json(_status_document(outbox, scenarios, settings, arguments.hours)))
             else:

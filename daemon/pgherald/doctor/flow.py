@@ -186,7 +186,7 @@ def _cron(eyes: psycopg.Connection, *, recent: bool, leader: bool) -> Iterator[F
             f"select cron.unschedule({number}); then pgherald migrate",
         )
     if not jobs:
-        how = "evidently makes the scheduled runs" if recent and not leader else "is installed; whether it works"
+        how = "evidently makes the scheduled runs" if recent and not leader else "is installed"
         yield unseen(
             part,
             check,
