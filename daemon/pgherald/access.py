@@ -14,9 +14,10 @@ from pgherald.errors import ConfigError
 
 #: What may be otherwise in a moment, without anybody changing a setting.
 _NOT_NOW = (
-    "starting up|shutting down|recovery mode|too many|remaining connection|connection refused|no such file or "
-    "directory|timeout|timed out|unreachable|no route to host|temporary failure in name resolution|closed the "
-    "connection|terminating connection|connection reset"
+    "starting up|shutting down|recovery mode|not (yet )?accepting connections|too many|remaining connection|max client "
+    "connections|no more connections|could not fork|try again later|connection refused|no such file or directory|"
+    "timeout|timed out|unreachable|no route to host|temporary failure in name resolution|closed the connection|"
+    "terminating connection|connection reset"
 )
 
 #: What libpq's text says, without what it quotes.
@@ -39,9 +40,12 @@ _REASONS = (
     (r"connection refused|no such file or directory", "nothing listens there; is the server running?"),
     (r"could not translate host name|name or service not known", "the host name is unknown"),
     (r"timeout|timed out", "no answer in time; a firewall, or a wrong host?"),
-    (r"too many (connections|clients)|remaining connection slots", "the server has no connection left"),
+    (
+        r"too many (connections|clients)|remaining connection slots|no more connections|max client connections",
+        "the server has no connection left",
+    ),
     (r"ssl|certificate", "TLS failed; check sslmode and the certificates"),
-    (r"starting up|shutting down|recovery mode", "the server is starting or stopping"),
+    (r"starting up|shutting down|recovery mode|not (yet )?accepting connections", "the server is starting or stopping"),
 )
 
 
