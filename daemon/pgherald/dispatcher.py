@@ -234,6 +234,14 @@ class PushNotificationDispatcher:
                 case Unsure(code):
                     doubt = doubt or Unknown(code)
                 case Rejected(code, transient, retry_after, _):
+                    if not transient:  # our message, project or endpoint is wrong: only a person can mend that
+                        log.error(
+                            "push_refused",
+                            prompt_id=payload.prompt_id,
+                            scenario_id=payload.scenario_id,
+                            scenario_type=payload.scenario_type,
+                            error_code=code,
+                        )
                     failure = failure or Failed(code, transient, retry_after)
                 case TokenInvalid(code):
                     if self._pacing.may_revoke(time.monotonic(), code):
