@@ -24,6 +24,7 @@ from pgherald.log import log, token_tag
 from pgherald.message import MessageError, UnsendableToken, build_message
 from pgherald.model import (
     Code,
+    DispatchResult,
     DispatchSummary,
     Failed,
     NoToken,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pgherald.metrics import Metrics
-    from pgherald.model import Device, DispatchResult, Prompt, PromptId, UserId
+    from pgherald.model import Device, Prompt, PromptId, UserId
     from pgherald.outcome import Answer
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder, Records

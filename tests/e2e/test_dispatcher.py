@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 import pgherald
+from pgherald import dispatcher
 from pgherald.config import LogLevel
 from pgherald.dispatcher import (
     Dependencies,
@@ -423,6 +424,8 @@ def test_everything_promised_can_be_imported_from_the_package() -> None:
         assert getattr(pgherald, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = pgherald.nothing_of_the_kind
+    for name in ("Sent", "NoToken", "TokenRevoked", "Failed", "Unknown", "DispatchResult", "DispatchSummary"):
+        assert getattr(dispatcher, name) is getattr(pgherald, name), "beside what returns it"
 
 
 async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes_out(
