@@ -17,7 +17,7 @@ _NOT_NOW = (
     "starting up|shutting down|recovery mode|not (yet )?accepting connections|too many|remaining connection|max client "
     "connections|no more connections|could not fork|try again later|connection refused|no such file or directory|"
     "timeout|timed out|unreachable|no route to host|temporary failure in name resolution|closed the connection|"
-    "terminating connection|connection reset"
+    "terminating connection|connection reset|unexpected eof|eof detected"
 )
 
 #: What libpq's text says, without what it quotes.

@@ -94,3 +94,8 @@ def test_what_a_person_has_to_mend_is_not_waited_for(message: str) -> None:
 def test_a_server_that_goes_down_while_it_is_asked_is_waited_for(last: bytes) -> None:
     with saying(WELCOME, last) as conninfo, pytest.raises(NotNow):
         check_for_daemon(conninfo)
+
+
+def test_a_server_that_goes_down_while_tls_begins_is_waited_for() -> None:
+    with saying(b"S", b"") as conninfo, pytest.raises(NotNow):
+        connect(conninfo.replace("sslmode=disable", "sslmode=require"))
