@@ -14,13 +14,14 @@ from pgherald.errors import ConfigError
 
 #: What may be otherwise in a moment, without anybody changing a setting.
 _NOT_NOW = (
-    "starting up|shutting down|recovery mode|too many|connection refused|no such file or directory|timeout|timed out|"
-    "unreachable|no route to host|temporary failure in name resolution|closed the connection|terminating connection|"
-    "connection reset"
+    "starting up|shutting down|recovery mode|not (yet )?accepting connections|too many|could not fork|try again later|"
+    "connection refused|no such file or directory|timeout|timed out|unreachable|no route to host|"
+    "temporary failure in name resolution|closed the connection|terminating connection|connection reset|"
+    "unexpected eof|eof detected"
 )
 
 #: All connections are taken: as Postgres, pgbouncer and Supabase's pooler say it.
-_FULL = "too many (connections|clients)|remaining connection slots|no more connections allowed|max client"
+_FULL = "too many (connections|clients)|remaining connection slots|no more connections|max client"
 
 #: What libpq's text says, without what it quotes.
 _REASONS = (
@@ -45,7 +46,7 @@ _REASONS = (
     (r"too many connections for (role|database)", "no connection is left within the limit of this role or database"),
     (_FULL, "the server, or the pooler before it, has no connection left"),
     (r"ssl|certificate", "TLS failed; check sslmode and the certificates"),
-    (r"starting up|shutting down|recovery mode", "the server is starting or stopping"),
+    (r"starting up|shutting down|recovery mode|not (yet )?accepting connections", "the server is starting or stopping"),
 )
 
 

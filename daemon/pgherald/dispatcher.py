@@ -24,6 +24,7 @@ from pgherald.log import log, token_tag
 from pgherald.message import MessageError, UnsendableToken, build_message
 from pgherald.model import (
     Code,
+    DispatchResult,
     DispatchSummary,
     Failed,
     NoToken,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pgherald.metrics import Metrics
-    from pgherald.model import Device, DispatchResult, Prompt, PromptId, UserId
+    from pgherald.model import Device, Prompt, PromptId, UserId
     from pgherald.outcome import Answer
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder, Records
@@ -235,6 +236,14 @@ class PushNotificationDispatcher:
                 case Unsure(code):
                     doubt = doubt or Unknown(code)
                 case Rejected(code, transient, retry_after, _):
+                    if not transient:  # our message, project or endpoint is wrong: only a person can mend that
+                        log.error(
+                            "push_refused",
+                            prompt_id=payload.prompt_id,
+                            scenario_id=payload.scenario_id,
+                            scenario_type=payload.scenario_type,
+                            error_code=code,
+                        )
                     failure = failure or Failed(code, transient, retry_after)
                 case TokenInvalid(code):
                     if self._pacing.may_revoke(time.monotonic(), code):

@@ -173,7 +173,8 @@ def migrate(conninfo: str, *, with_reference: bool = False, dry_run: bool = Fals
 def check_for_daemon(conninfo: str) -> int:
     """Refuse a database that a daemon of this version cannot work with; returns the schema's version.
 
-    Raises ConfigError: no connection, no right to the daemon's functions, and what `check_version` refuses.
+    Raises ConfigError: no connection, no right to the daemon's functions, and what `check_version` refuses; NotNow for
+    what may be otherwise in a moment.
     """
     with access.connect(conninfo) as connection:
         version = check_version(connection)
@@ -198,7 +199,8 @@ def check_version(connection: psycopg.Connection) -> int:
     except psycopg.errors.InsufficientPrivilege:
         raise ConfigError(": ".join(access.refused(connection))) from None
     except psycopg.Error as error:
-        raise ConfigError(f"the database would not tell its version: {type(error).__name__}") from None
+        kind = access.NotNow if isinstance(error, psycopg.OperationalError) else ConfigError
+        raise kind(f"the database would not tell its version: {type(error).__name__}") from None
     version, breaking = row if row else (0, False)
     if version < shipped:
         raise ConfigError(

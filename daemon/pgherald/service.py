@@ -253,6 +253,7 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
     while True:
         try:
             version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo)
+            excess = await anyio.to_thread.run_sync(access.excess_rights, conninfo)
             break
         except access.NotNow:
             if not managed and anyio.current_time() > deadline:
@@ -265,7 +266,7 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
             await anyio.sleep(0.5)
     if version > schema.shipped_version():
         log.warning("schema_newer", version=str(version))
-    for right in sorted(await anyio.to_thread.run_sync(access.excess_rights, conninfo)):
+    for right in sorted(excess):
         log.warning("more_rights_than_needed", reason=right)
 
 

@@ -89,14 +89,17 @@ begin
 end
 $$;
 
+-- False and never null, which a caller's `not` would let through: of no chapter, the second condition alone is null.
 create or replace function herald.may_read(p_organisation uuid, p_chapter uuid)
 returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
-return
+return coalesce(
   herald.is_staff()
   or p_chapter in (select herald.my_chapters())
-  or (p_chapter is null and p_organisation in (select herald.my_organisations()));
+  or (p_chapter is null and p_organisation in (select herald.my_organisations())),
+  false
+);
 comment on function herald.may_read is 'Whether the caller may read scenarios of this organisation (chapter null) or chapter.';
 revoke all on function herald.may_read from public;
 

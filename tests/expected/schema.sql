@@ -464,7 +464,7 @@ CREATE FUNCTION herald.my_organisations() RETURNS SETOF uuid
 CREATE FUNCTION herald.may_read(p_organisation uuid, p_chapter uuid) RETURNS boolean
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN (herald.is_staff() OR (p_chapter IN (SELECT herald.my_chapters() AS my_chapters)) OR ((p_chapter IS NULL) AND (p_organisation IN (SELECT herald.my_organisations() AS my_organisations))));
+    RETURN COALESCE((herald.is_staff() OR (p_chapter IN (SELECT herald.my_chapters() AS my_chapters)) OR ((p_chapter IS NULL) AND (p_organisation IN (SELECT herald.my_organisations() AS my_organisations)))), false);
 
 CREATE FUNCTION herald.mend_open_prompts() RETURNS bigint
     LANGUAGE plpgsql
