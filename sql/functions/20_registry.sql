@@ -58,6 +58,14 @@ begin
           return 'has an element that ' || v_problem;
         end if;
       end loop;
+      if p_schema -> 'rising' = 'true' then
+        for v_place in 1 .. jsonb_array_length(p_value) - 1
+        loop
+          if (p_value ->> v_place)::numeric <= (p_value ->> (v_place - 1))::numeric then
+            return 'must rise from each number to the next';
+          end if;
+        end loop;
+      end if;
     else
       null;
   end case;
@@ -65,7 +73,7 @@ begin
 end
 $$;
 comment on function herald.value_problem is
-  'What is wrong with a value by a JSON Schema property (type, minimum, maximum, enum, pattern, items, minItems, maxItems); null when nothing.';
+  'What is wrong with a value by a JSON Schema property (type, minimum, maximum, enum, pattern, items, minItems, maxItems, and rising: true, of a list of numbers); null when nothing.';
 revoke all on function herald.value_problem from public;
 
 -- A schema without "properties" accepts any parameters.

@@ -46,7 +46,7 @@ as $$
         when 'failed' then 'failed with ' || coalesce(p.error_code, 'an unknown error') || ' after ' || p.attempts
           || case p.attempts when 1 then ' attempt' else ' attempts' end
         when 'unknown' then 'may have been sent: the answer of FCM is not known (' || coalesce(p.error_code, 'unknown') || ')'
-        when 'skipped' then 'skipped, ' || p.gate || coalesce(' ' || herald.moment_text(p.settled_at, p_zone), '')
+        when 'skipped' then 'skipped' || coalesce(', ' || p.gate, '') || coalesce(' ' || herald.moment_text(p.settled_at, p_zone), '')
         else 'expired before it could be sent'
       end)
   from herald.prompt as p
@@ -128,7 +128,7 @@ begin
           format('%s, %s', d.platform, case
             when d.revoked_at is null and d.last_seen_at > p_now then 'seen ' || herald.moment_text(d.last_seen_at, v_zone)
             when d.revoked_at is null then 'seen ' || herald.duration_text(p_now - d.last_seen_at) || ' ago'
-            else 'revoked ' || herald.moment_text(d.revoked_at, v_zone) || ' (' || d.revoked_reason || ')'
+            else 'revoked ' || herald.moment_text(d.revoked_at, v_zone) || ' (' || coalesce(d.revoked_reason, 'unknown') || ')'
           end), '; ' order by d.revoked_at is not null, d.last_seen_at desc),
         'no device was ever registered, or it was signed out')
     from (
@@ -226,8 +226,8 @@ begin
       select n.dispatched_at as at from herald.scenario_notification as n
       where n.user_id = p_user and n.scenario_type = p_scenario_type and n.dispatched_at <= p_now
       union all
-      select p.claimed_at from herald.prompt as p
-      where p.user_id = p_user and p.scenario_type = p_scenario_type and p.unknown_at is not null and p.claimed_at <= p_now
+      select p.unknown_at from herald.prompt as p
+      where p.user_id = p_user and p.scenario_type = p_scenario_type and p.unknown_at <= p_now
     ) as q;
     v_cooled := v_at is null or v_at <= p_now - v_scenario.cooldown;
     return query select 'cooldown', v_cooled,

@@ -55,7 +55,7 @@ EXAMPLES: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "milestone",
-        {"counts": [50, 10, 1, 10, 2]},
+        {"counts": [1, 2, 10, 50]},
         "Send at a person's 1st, 2nd, 10th and 50th activity",
         "Send ved en persons 1., 2., 10. og 50. aktivitet",
     ),

@@ -31,6 +31,8 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("milestone", {"counts": 10}, 'parameter "counts" must be a list of at least 1'),
     ("milestone", {"counts": []}, 'parameter "counts" must be a list of at least 1'),
     ("milestone", {"counts": [10, 0]}, 'parameter "counts" has an element that must be at least 1'),
+    ("milestone", {"counts": [50, 10, 1]}, 'parameter "counts" must rise from each number to the next'),
+    ("milestone", {"counts": [1, 1]}, 'parameter "counts" must rise from each number to the next'),
     ("milestone", {"counts": [1, "x"]}, 'parameter "counts" has an element that must be a whole number'),
     ("milestone", {"counts": list(range(1, 102))}, 'parameter "counts" must be a list of at most 100'),
     ("milestone", {"counts": [1], "activity_types": [""]}, "has an element that must be a text, not empty"),

@@ -866,7 +866,7 @@ CREATE TABLE herald.device_token (
     CONSTRAINT device_token_form CHECK ((((length(token) >= 1) AND (length(token) <= 2000)) AND (token !~ '[[:cntrl:][:space:]]'::text))),
     CONSTRAINT device_token_kind CHECK ((kind = ANY (ARRAY['token'::text, 'fid'::text]))),
     CONSTRAINT device_token_platform CHECK ((platform = ANY (ARRAY['ios'::text, 'android'::text, 'web'::text]))),
-    CONSTRAINT device_token_revoked CHECK (((revoked_at IS NULL) = (revoked_reason IS NULL)))
+    CONSTRAINT device_token_revoked CHECK (((revoked_at IS NOT NULL) OR (revoked_reason IS NULL)))
 );
 
 ALTER TABLE ONLY herald.device_token FORCE ROW LEVEL SECURITY;
@@ -874,18 +874,25 @@ ALTER TABLE ONLY herald.device_token FORCE ROW LEVEL SECURITY;
 CREATE VIEW herald.device_statistics WITH (security_barrier='true') AS
  SELECT platform,
     kind,
-    revoked_reason,
+        CASE
+            WHEN (revoked_at IS NOT NULL) THEN COALESCE(revoked_reason, 'unknown'::text)
+            ELSE NULL::text
+        END AS revoked_reason,
     count(*) AS devices,
     count(DISTINCT user_id) AS people,
     count(*) FILTER (WHERE (last_seen_at > (now() - '7 days'::interval))) AS seen_in_7_days,
     min(last_seen_at) AS longest_unseen
    FROM herald.device_token d
-  GROUP BY platform, kind, revoked_reason;
+  GROUP BY platform, kind,
+        CASE
+            WHEN (revoked_at IS NOT NULL) THEN COALESCE(revoked_reason, 'unknown'::text)
+            ELSE NULL::text
+        END;
 
 CREATE TABLE herald.evaluation_run (
     run_id bigint NOT NULL,
     scenario_id uuid NOT NULL,
-    source text NOT NULL,
+    source text DEFAULT 'schedule'::text NOT NULL,
     started_at timestamp with time zone NOT NULL,
     evaluated tstzrange NOT NULL,
     candidates integer NOT NULL,
@@ -976,20 +983,18 @@ CREATE TABLE herald.prompt (
     settled_at timestamp with time zone,
     failed_at timestamp with time zone GENERATED ALWAYS AS (
 CASE
-    WHEN (status = 'failed'::text) THEN COALESCE(settled_at, 'infinity'::timestamp with time zone)
+    WHEN (status = 'failed'::text) THEN COALESCE(settled_at, created_at)
     ELSE NULL::timestamp with time zone
 END) STORED,
     unknown_at timestamp with time zone GENERATED ALWAYS AS (
 CASE
-    WHEN (status = 'unknown'::text) THEN COALESCE(claimed_at, '-infinity'::timestamp with time zone)
+    WHEN (status = 'unknown'::text) THEN COALESCE(claimed_at, created_at)
     ELSE NULL::timestamp with time zone
 END) STORED,
     CONSTRAINT prompt_activity_ref CHECK (((length(activity_ref) >= 1) AND (length(activity_ref) <= 400))),
     CONSTRAINT prompt_collapse_key CHECK (((octet_length(collapse_key) >= 1) AND (octet_length(collapse_key) <= 64))),
-    CONSTRAINT prompt_idempotency_key_form CHECK (((octet_length(idempotency_key) = 64) AND (idempotency_key !~ '[^0-9a-f]'::text))),
     CONSTRAINT prompt_origin CHECK ((origin = ANY (ARRAY['evaluation'::text, 'enqueue'::text]))),
     CONSTRAINT prompt_sending CHECK (((status <> 'sending'::text) OR ((owner IS NOT NULL) AND (deadline IS NOT NULL) AND (claimed_at IS NOT NULL)))),
-    CONSTRAINT prompt_skipped CHECK (((status <> 'skipped'::text) OR (gate IS NOT NULL))),
     CONSTRAINT prompt_status CHECK ((status = ANY (ARRAY['ready'::text, 'sending'::text, 'sent'::text, 'failed'::text, 'unknown'::text, 'skipped'::text, 'expired'::text])))
 )
 WITH (fillfactor='45', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='2000', autovacuum_vacuum_cost_delay='1');
