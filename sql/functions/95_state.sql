@@ -110,7 +110,8 @@ as $$
     pg_current_snapshot()::text,
     (
       select coalesce(jsonb_agg(jsonb_build_object(
-        'scenario_type', s.scenario_type, 'seconds', extract(epoch from r.duration), 'suppressed', r.suppressed, 'failed', r.error is not null
+        'scenario_type', s.scenario_type, 'seconds', extract(epoch from r.duration), 'suppressed', r.suppressed,
+        'failed', r.error is not null and r.error not like 'held:%'
       )), '[]')
       from herald.evaluation_run as r
       join herald.scenario as s on s.scenario_id = r.scenario_id

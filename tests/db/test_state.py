@@ -49,6 +49,17 @@ def runs(db: psycopg.Connection, seen: str | None) -> tuple[str, list[bool]]:
     return row[0], [run["failed"] for run in row[1]]
 
 
+def test_a_run_that_was_held_is_none_that_failed(app: App) -> None:
+    app.scenario("milestone", {"counts": [1]}, max_prompts_per_run=1)
+    seen, _ = runs(app.db, None)
+    for person in app.people(2):
+        app.activity(person, now())
+    (held,) = app.evaluate_touched(now())
+    assert held.error is not None
+    assert held.error.startswith("held:")
+    assert runs(app.db, seen)[1] == [False]
+
+
 @pytest.mark.parametrize("first", ["schedule", "touched"])
 def test_each_run_is_told_once_in_whatever_order_they_commit(app: App, database: Database, first: str) -> None:
     """The one that began first is committed last; the scheduled one fails."""
