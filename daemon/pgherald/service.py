@@ -274,6 +274,8 @@ async def _announce(parts: _Parts) -> None:
     """Ready once it has listened and there was nothing left to do; a long backlog is worked off while it is ready."""
     with anyio.move_on_after(DRAIN_PATIENCE):
         await parts.worker.drained.wait()
+    if parts.stopping:
+        return
     parts.health.set_ready()
     parts.notifier.ready(parts.status())
     log.info("ready")
