@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
+import anyio
 import pytest
 
+from pgherald import service
+from pgherald.exporter import Health
 from pgherald.systemd import Notifier, watchdog_interval
 from tests.support.stopwatch import Stopwatch
 
@@ -105,3 +109,22 @@ def test_a_systemd_that_stopped_reading_does_not_hold_up_the_daemon(tmp_path: Pa
 )
 def test_the_watchdog_is_fed_twice_as_often_as_systemd_asks(environ: dict[str, str], expected: float | None) -> None:
     assert watchdog_interval(environ, os.getpid()) == expected
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("stopping", "told"), [(False, ["sending"]), (True, [])])
+async def test_ready_is_not_said_any_more_when_the_daemon_is_stopped_with_its_first_work_under_way(
+    stopping: bool, told: list[str]
+) -> None:
+    said: list[str] = []
+    worker = SimpleNamespace(drained=anyio.Event())
+    parts = SimpleNamespace(
+        worker=worker,
+        health=Health(),
+        notifier=SimpleNamespace(ready=said.append),
+        status=lambda: "sending",
+        stopping=stopping,
+    )
+    worker.drained.set()
+    await service._announce(cast("Any", parts))  # noqa: SLF001
+    assert said == told
