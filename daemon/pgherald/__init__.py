@@ -7,7 +7,7 @@ one's own, the pieces that the daemon itself runs on can be imported from here; 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pgherald.dispatcher import (
@@ -46,19 +46,9 @@ __all__ = [
     "idempotency_key",
 ]
 
-_OF_DISPATCHER: Final = frozenset(
-    {
-        "Dependencies",
-        "DispatchConfig",
-        "PushNotificationDispatcher",
-        "dispatch_prompts",
-        "evaluate_and_dispatch",
-    }
-)
-
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "pgherald.dispatcher" if name in _OF_DISPATCHER else "pgherald.model"
-    return getattr(importlib.import_module(module), name)
+    model = importlib.import_module("pgherald.model")
+    return getattr(model if hasattr(model, name) else importlib.import_module("pgherald.dispatcher"), name)

@@ -14,10 +14,14 @@ from pgherald.errors import ConfigError
 
 #: What may be otherwise in a moment, without anybody changing a setting.
 _NOT_NOW = (
-    "starting up|shutting down|recovery mode|too many|remaining connection|connection refused|no such file or "
-    "directory|timeout|timed out|unreachable|no route to host|temporary failure in name resolution|closed the "
-    "connection|terminating connection|connection reset"
+    "starting up|shutting down|recovery mode|not (yet )?accepting connections|too many|could not fork|try again later|"
+    "connection refused|no such file or directory|timeout|timed out|unreachable|no route to host|"
+    "temporary failure in name resolution|closed the connection|terminating connection|connection reset|"
+    "unexpected eof|eof detected"
 )
+
+#: All connections are taken: as Postgres, pgbouncer and Supabase's pooler say it.
+_FULL = "too many (connections|clients)|remaining connection slots|no more connections|max client"
 
 #: What libpq's text says, without what it quotes.
 _REASONS = (
@@ -39,14 +43,19 @@ _REASONS = (
     (r"connection refused|no such file or directory", "nothing listens there; is the server running?"),
     (r"could not translate host name|name or service not known", "the host name is unknown"),
     (r"timeout|timed out", "no answer in time; a firewall, or a wrong host?"),
-    (r"too many (connections|clients)|remaining connection slots", "the server has no connection left"),
+    (r"too many connections for (role|database)", "no connection is left within the limit of this role or database"),
+    (_FULL, "the server, or the pooler before it, has no connection left"),
     (r"ssl|certificate", "TLS failed; check sslmode and the certificates"),
-    (r"starting up|shutting down|recovery mode", "the server is starting or stopping"),
+    (r"starting up|shutting down|recovery mode|not (yet )?accepting connections", "the server is starting or stopping"),
 )
 
 
 class NotNow(ConfigError):
     """The server is starting, stopping, or has no connection left: the same call may succeed in a moment."""
+
+
+class Full(NotNow):
+    """All connections that there may be are taken."""
 
 
 class Unreadable(ConfigError):
@@ -63,7 +72,8 @@ def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL", *, autocommit
             conninfo, autocommit=autocommit, prepare_threshold=None, application_name="pgherald", connect_timeout=10
         )
     except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
-        kind = NotNow if re.search(_NOT_NOW, str(error), re.IGNORECASE) else ConfigError
+        patterns = ((Full, _FULL), (NotNow, _NOT_NOW), (ConfigError, ""))
+        kind = next(kind for kind, pattern in patterns if re.search(pattern, str(error), re.IGNORECASE))
         raise kind(_unreachable(conninfo, error, setting)) from None
     for parameter, wanted in (("DateStyle", "ISO"), ("IntervalStyle", "postgres")):
         style = connection.info.parameter_status(parameter)  # a pooler may not say

@@ -1,6 +1,6 @@
-"""How long to wait before the next try: of a push, and of a broken connection. Pure; the caller brings the randomness.
+"""How long to wait before the next try: of a push, and of a broken connection; and which of those the log tells of.
 
-Not here: pausing the whole daemon, which is `pgherald.pacing`.
+Pure; the caller brings the randomness. Not here: pausing the whole daemon, which is `pgherald.pacing`.
 """
 
 from __future__ import annotations
@@ -43,3 +43,8 @@ def reconnect_delay(failures: int, rng: Random) -> float:
     """
     ceiling = min(RECONNECT_CAP, RECONNECT_BASE * 2.0 ** min(max(failures - 1, 0), _DOUBLINGS_MAX))
     return rng.uniform(ceiling / 2, ceiling)
+
+
+def is_told(failures: int) -> bool:
+    """Whether the log tells of a failure, by its number in a row (from 1): of the first, the fifth, each thirtieth."""
+    return failures in (1, 5) or failures % 30 == 0

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from pgherald import commands as operators
-from pgherald.config import SETTINGS
+from pgherald.commands.command import say
+from pgherald.config import SETTINGS, check_names
 from pgherald.errors import HeraldError, UsageError
 
 if TYPE_CHECKING:
@@ -71,8 +72,18 @@ def _leaves(group: BaseExceptionGroup[HeraldError]) -> list[HeraldError]:
     return found
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose help, where it cannot be written, is an answer like any other."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            say(message.rstrip("\n"))
+        else:
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="pgherald",
         description=_DESCRIPTION,
         epilog=_settings_help(),
@@ -116,12 +127,12 @@ def _add_migrate(commands: Commands) -> None:
 
 def _migrate(arguments: argparse.Namespace) -> int:
     from pgherald import schema
-    from pgherald.commands.command import say
     from pgherald.config import load_settings
 
     if arguments.dump_sql:
         if arguments.dry_run or arguments.json:
             raise UsageError("--dump-sql prints a script and does nothing else: leave --dry-run and --json out")
+        check_names(os.environ)
         say(schema.dump_sql(with_reference=arguments.with_reference).rstrip("\n"))
         return 0
     report = schema.migrate(
@@ -178,13 +189,18 @@ def _add_demo(commands: Commands) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from pgherald import demo
 
+    check_names(os.environ)
     return demo.run(once=arguments.once)
 
 
 def _add_emulator(commands: Commands) -> None:
     from pgherald.emulator import cli as emulator
 
-    emulator.add_parser(commands).set_defaults(run=emulator.run)
+    def run(arguments: argparse.Namespace) -> int:
+        check_names(os.environ)
+        return emulator.run(arguments)
+
+    emulator.add_parser(commands).set_defaults(run=run)
 
 
 if __name__ == "__main__":

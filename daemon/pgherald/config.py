@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from pgherald import values
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PREFIX: Final = "PGHERALD_"
-
-T = TypeVar("T")
 
 
 @unique
@@ -53,7 +51,7 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one daemon or command runs with; times in seconds, `max_rate` in messages a second.
+    """What one daemon or command runs with, a field a setting; times in seconds, `max_rate` in messages a second.
 
     The two conninfo strings may hold a password, so they are no part of the repr. An empty one means libpq's own PG*
     variables. `fcm_credentials` of None means application default credentials, `fcm_project` of None the project that
@@ -84,10 +82,11 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting(Generic[T]):
+class Setting:
     """One row of the table: `default`, `accepts` and `example` as people read them, `parse` and `otherwise` as code.
 
-    `otherwise` makes the value from the rest of the environment where the variable is not set, or blank.
+    `otherwise` makes the value from the rest of the environment where the variable is not set, or blank. The field of
+    `Settings` that the value is for has the name of the variable, in lower case and without the prefix.
     """
 
     name: str
@@ -95,8 +94,12 @@ class Setting(Generic[T]):
     meaning: str
     accepts: str
     example: str
-    parse: Callable[[str], T]
-    otherwise: Callable[[Mapping[str, str]], T]
+    parse: Callable[[str], Any]
+    otherwise: Callable[[Mapping[str, str]], Any]
+
+    @property
+    def field(self) -> str:
+        return self.name.removeprefix(PREFIX).lower()
 
 
 def _given_by_systemd(name: str) -> Callable[[Mapping[str, str]], Path | None]:
@@ -104,8 +107,15 @@ def _given_by_systemd(name: str) -> Callable[[Mapping[str, str]], Path | None]:
 
     def find(environ: Mapping[str, str]) -> Path | None:
         directory = environ.get("CREDENTIALS_DIRECTORY", "")
-        path = os.path.join(directory, name)  # os.path does not raise where the path is impossible
-        return Path(path) if directory and os.path.exists(path) else None
+        path = os.path.join(directory, name)
+        try:
+            return Path(path) if directory and os.stat(path) else None
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        except OSError as error:
+            raise Wrong(
+                f"is not set, and what stands in its place, CREDENTIALS_DIRECTORY, cannot be read: {error.strerror}"
+            ) from None
 
     return find
 
@@ -155,7 +165,7 @@ LISTEN_URL: Final = Setting(
     parse=values.conninfo,
     otherwise=lambda environ: environ.get(DATABASE_URL.name, "").strip(),
 )
-FCM_CREDENTIALS: Final[Setting[Path | None]] = Setting(
+FCM_CREDENTIALS: Final = Setting(
     name="PGHERALD_FCM_CREDENTIALS",
     default="$CREDENTIALS_DIRECTORY/fcm.json, else application default credentials",
     meaning="The service account that may send through FCM",
@@ -164,7 +174,7 @@ FCM_CREDENTIALS: Final[Setting[Path | None]] = Setting(
     parse=values.credentials,
     otherwise=_given_by_systemd("fcm.json"),
 )
-FCM_PROJECT: Final[Setting[str | None]] = Setting(
+FCM_PROJECT: Final = Setting(
     name="PGHERALD_FCM_PROJECT",
     default="from the credentials",
     meaning="The Firebase project to send through",
@@ -227,7 +237,7 @@ METRICS_LISTEN: Final = Setting(
     parse=values.host_port,
     otherwise=lambda _environ: HostPort("127.0.0.1", 9477),
 )
-METRICS_TLS_CERTIFICATE: Final[Setting[Path | None]] = Setting(
+METRICS_TLS_CERTIFICATE: Final = Setting(
     name="PGHERALD_METRICS_TLS_CERTIFICATE",
     default="$CREDENTIALS_DIRECTORY/metrics.crt, else none: plain HTTP",
     meaning="Serve the metrics with TLS and this certificate, followed by those that lead from it to its root",
@@ -236,7 +246,7 @@ METRICS_TLS_CERTIFICATE: Final[Setting[Path | None]] = Setting(
     parse=values.pem_file,
     otherwise=_given_by_systemd("metrics.crt"),
 )
-METRICS_TLS_KEY: Final[Setting[Path | None]] = Setting(
+METRICS_TLS_KEY: Final = Setting(
     name="PGHERALD_METRICS_TLS_KEY",
     default="$CREDENTIALS_DIRECTORY/metrics.key, else none",
     meaning="The private key of that certificate, without a passphrase",
@@ -245,7 +255,7 @@ METRICS_TLS_KEY: Final[Setting[Path | None]] = Setting(
     parse=values.pem_file,
     otherwise=_given_by_systemd("metrics.key"),
 )
-METRICS_TLS_CLIENT_CA: Final[Setting[Path | None]] = Setting(
+METRICS_TLS_CLIENT_CA: Final = Setting(
     name="PGHERALD_METRICS_TLS_CLIENT_CA",
     default="$CREDENTIALS_DIRECTORY/metrics-clients.crt, else none",
     meaning="Serve nobody without a client certificate that one of these has signed",
@@ -282,7 +292,7 @@ LOG_LEVEL: Final = Setting(
     otherwise=lambda _environ: LogLevel.INFO,
 )
 
-SETTINGS: Final[tuple[Setting[Any], ...]] = (
+SETTINGS: Final = (
     DATABASE_URL,
     LISTEN_URL,
     FCM_CREDENTIALS,
@@ -312,37 +322,23 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     for setting in SETTINGS:
         text = environ.get(setting.name, "").strip()
         try:
-            found[setting.name] = setting.parse(text) if text else setting.otherwise(environ)
+            found[setting.field] = setting.parse(text) if text else setting.otherwise(environ)
         except Wrong as wrong:
             problems.append(
                 f"{setting.name}: {wrong}; it may be {setting.accepts}; for example {setting.name}={setting.example}"
             )
-    problems += [_unknown(name) for name in sorted(environ) if _is_unknown(name)]
+    problems += _unknown_names(environ)
     if problems:
         raise ConfigError("\n".join(problems), reason="settings")
 
-    def of(setting: Setting[T]) -> T:
-        value: T = found[setting.name]
-        return value
+    return Settings(**found)
 
-    return Settings(
-        database_url=of(DATABASE_URL),
-        listen_url=of(LISTEN_URL),
-        fcm_credentials=of(FCM_CREDENTIALS),
-        fcm_project=of(FCM_PROJECT),
-        fcm_endpoint=of(FCM_ENDPOINT),
-        max_in_flight=of(MAX_IN_FLIGHT),
-        send_deadline=of(SEND_DEADLINE),
-        max_rate=of(MAX_RATE),
-        poll_interval=of(POLL_INTERVAL),
-        metrics_listen=of(METRICS_LISTEN),
-        metrics_tls_certificate=of(METRICS_TLS_CERTIFICATE),
-        metrics_tls_key=of(METRICS_TLS_KEY),
-        metrics_tls_client_ca=of(METRICS_TLS_CLIENT_CA),
-        state_dir=of(STATE_DIR),
-        scheduler=of(SCHEDULER),
-        log_level=of(LOG_LEVEL),
-    )
+
+def check_names(environ: Mapping[str, str]) -> None:
+    """For what reads no setting: raises ConfigError all the same where there is one that nobody knows."""
+    problems = _unknown_names(environ)
+    if problems:
+        raise ConfigError("\n".join(problems), reason="settings")
 
 
 def read_settings_file(path: Path) -> dict[str, str]:
@@ -393,8 +389,8 @@ def parse_environment_file(text: str, path: Path) -> dict[str, str]:
 _KNOWN: Final = frozenset(setting.name for setting in SETTINGS)
 
 
-def _is_unknown(name: str) -> bool:
-    return name.upper().startswith(PREFIX) and name not in _KNOWN
+def _unknown_names(environ: Mapping[str, str]) -> list[str]:
+    return [_unknown(name) for name in sorted(environ) if name.upper().startswith(PREFIX) and name not in _KNOWN]
 
 
 def _unknown(name: str) -> str:

@@ -57,9 +57,10 @@ project, or an FCM that errs. Then nothing is revoked without a person's word.""
 MASS_LEAST: Final = 10
 
 DOUBTS_MAX: Final = 20
-"""So many answers that decide nothing, and most of all, end a verification."""
+"""A verification ends after so many answers that decide nothing, if they are more than half of all."""
 
 _FOR_ALL: Final = (Effect.CIRCUIT, Effect.REAUTH, Effect.CONFIG_ALARM)
+"""What an answer says of all that we send, and not of one token."""
 
 TEST_TTL: Final = timedelta(hours=1)
 

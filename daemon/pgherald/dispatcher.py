@@ -24,6 +24,7 @@ from pgherald.log import log, token_tag
 from pgherald.message import MessageError, UnsendableToken, build_message
 from pgherald.model import (
     Code,
+    DispatchResult,
     DispatchSummary,
     Failed,
     NoToken,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pgherald.metrics import Metrics
-    from pgherald.model import Device, DispatchResult, Prompt, PromptId, UserId
+    from pgherald.model import Device, Prompt, PromptId, UserId
     from pgherald.outcome import Answer
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder, Records
@@ -51,7 +52,7 @@ LEASE_DEADLINES: Final = 4.0
 """A claim is good for so many send deadlines: a first send, and a few more devices or a fresh OAuth token after it."""
 
 GATHER_SECONDS: Final = 0.02
-"""How long a claim may wait for more free slots while some are free."""
+"""How long a claim may wait for more slots, although some are free already: so that it is not for one prompt alone."""
 
 NO_DEVICE_TOKEN: Final = "no_device_token"
 
@@ -139,16 +140,16 @@ class PushNotificationDispatcher:
         recorder.when_finished(self._tell_free)
 
     def expect(self, count: int) -> None:
-        """Count so many more prompts as under way that are being claimed, and that `dispatch_prompts` is going to be
-        called with; fewer, if negative."""
+        """Keep slots for so many prompts that are being claimed, until `dispatch_prompts` is called with them. If
+        negative: so many of them do not come."""
         self._expected += count
         if count < 0:
             self._tell_free()
 
     async def wait_free(self) -> int:
-        """How many prompts may be claimed without one of them waiting; waits until it is one at least.
+        """How many prompts may be claimed so that each has a slot at once; waits until it is one at least.
 
-        For a moment it waits for a quarter of all, so that under load claims come in batches.
+        At first it waits a moment for a quarter of all slots, so that under load claims come in batches.
         """
         with anyio.move_on_after(GATHER_SECONDS):
             await self._wait_free(max(1, self._config.max_in_flight // 4))
@@ -169,22 +170,23 @@ class PushNotificationDispatcher:
             self._freed.set()
 
     def _free(self) -> int:
-        """Slots that nobody has. As many outcomes may wait for their record; more of them take slots, so that a disk or
-        a database that stalls keeps the daemon from sending what could not be kept."""
+        """Slots that are free. Outcomes without their record take slots too, as far as there are more of them than
+        slots: so a disk or a database that stalls stops the sending of what could not be recorded."""
         slots = self._config.max_in_flight
         return slots - self._expected - self._under_way - max(0, self._recorder.unwritten - slots)
 
     async def dispatch_prompts(self, prompts: Sequence[Prompt]) -> DispatchSummary:
         """Send a batch and write its records: one failure never stops the rest, and nothing is raised but cancellation.
 
-        Prompts that a cancellation finds unsent are given back; one that it finds on its way is unknown.
+        Cancelled, it gives back the prompts that have not left yet; one that may have left is unknown.
         """
         if not prompts:
             return DispatchSummary(0, 0, 0)
         self._expected = max(0, self._expected - len(prompts))
         self._under_way += len(prompts)
         summary = _Summary()
-        # Plain tasks, one a prompt: those of anyio cost more than all else that is done for a push. They end in here.
+        # A plain asyncio task for each prompt: one of anyio costs more than all else that is done for a push. All of
+        # them end in here.
         start = asyncio.get_running_loop().create_task
         tasks = [start(self._dispatch_and_record(prompt, summary)) for prompt in prompts]
         try:
@@ -192,7 +194,7 @@ class PushNotificationDispatcher:
             await summary.written()
         except BaseException:
             with anyio.CancelScope(shield=True):
-                # each begins: one that never did could not say what became of its prompt
+                # A task that is cancelled before it began runs no code of its own, so its prompt would have no outcome.
                 await asyncio.sleep(0)
                 for task in tasks:
                     task.cancel()
@@ -203,7 +205,7 @@ class PushNotificationDispatcher:
         return summary.counts()
 
     async def give_back(self, prompts: Sequence[Prompt]) -> None:
-        """Have claimed prompts ready again that nothing was sent for; returns when that is written or owed."""
+        """Make claimed prompts ready again for which nothing was sent; returns when that is written or owed."""
         async with anyio.create_task_group() as tasks:
             for prompt in prompts:
                 tasks.start_soon(self._recorder.record, release(prompt))
@@ -221,12 +223,12 @@ class PushNotificationDispatcher:
         failure: Failed | None = None
         for number, device in enumerate(payload.devices):
             if number > 0:
-                self._pacing.charge(time.monotonic(), 1)  # the claim's allowance was for one
+                self._pacing.charge(time.monotonic(), 1)  # the worker's allowance was for one device
             try:
                 answer = await self._ask(payload, device)
             except CancelledUnsent:
                 if accepted is not None or doubt is not None:
-                    raise asyncio.CancelledError from None  # to this device it has not left, to another it may have
+                    raise asyncio.CancelledError from None  # it has not left to this device, but to another it may have
                 raise
             match answer:
                 case Accepted(name):
@@ -234,6 +236,14 @@ class PushNotificationDispatcher:
                 case Unsure(code):
                     doubt = doubt or Unknown(code)
                 case Rejected(code, transient, retry_after, _):
+                    if not transient:  # our message, project or endpoint is wrong: only a person can mend that
+                        log.error(
+                            "push_refused",
+                            prompt_id=payload.prompt_id,
+                            scenario_id=payload.scenario_id,
+                            scenario_type=payload.scenario_type,
+                            error_code=code,
+                        )
                     failure = failure or Failed(code, transient, retry_after)
                 case TokenInvalid(code):
                     if self._pacing.may_revoke(time.monotonic(), code):
@@ -267,7 +277,7 @@ class PushNotificationDispatcher:
         except MessageError:
             return Rejected(Code.INVALID_ARGUMENT, transient=False)
         if passed + self._config.send_deadline > self._lease_seconds:
-            # This process slept: others may have given the prompt up by now, so it must not go out any more.
+            # This process stood still for a while: another daemon may have swept the claim, so nothing may be sent now.
             return Rejected(Code.LEASE_EXPIRED, transient=True)
         self._metrics.in_flight.inc()
         try:
@@ -283,7 +293,7 @@ class PushNotificationDispatcher:
         return answer
 
     async def _dispatch_and_record(self, prompt: Prompt, summary: _Summary) -> None:
-        """One prompt from its slot to whoever writes its record; a broad except is here."""
+        """One prompt: wait for a slot, dispatch, hand the outcome to the recorder. The one broad except is here."""
         started = False
         result: DispatchResult
         try:
@@ -297,7 +307,7 @@ class PushNotificationDispatcher:
             finally:
                 self._slots.release()
         except asyncio.CancelledError as error:
-            # What has not left is given back, what may be on its way is unknown.
+            # A prompt that has not left is given back; one that may have left is unknown.
             started = started and not isinstance(error, CancelledUnsent)
             result = Unknown(Code.CONNECTION_LOST)
         except Exception as error:  # noqa: BLE001 - whatever it was, this prompt ends here and the others go on
@@ -350,18 +360,18 @@ class PushNotificationDispatcher:
 
 
 def release(prompt: Prompt) -> Outcome:
-    """Give a prompt back that nothing was sent for: ready again at once, as if it had not been claimed."""
+    """The outcome of a prompt for which nothing was sent: ready again at once, as if it had not been claimed."""
     at = database_time(prompt)
     return Outcome(Settlement(prompt.prompt_id, prompt.epoch, "release", at, retry_at=at), prompt.scenario_type)
 
 
 def database_time(prompt: Prompt) -> datetime:
-    """Now, by the database's clock at the claim and this machine's monotonic one since."""
+    """Now by the database's clock: its time at the claim, plus what this machine's monotonic clock counted since."""
     return prompt.claimed_at + timedelta(seconds=time.monotonic() - prompt.claimed_mono)
 
 
 class _Summary:
-    """What came of a batch so far; `records` hold the outcomes."""
+    """What came of a batch so far; `records` are the recorder's batches that its outcomes are in."""
 
     __slots__ = ("dispatched", "failed", "records", "skipped")
 

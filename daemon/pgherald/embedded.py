@@ -45,11 +45,13 @@ _START_SECONDS: Final = 60
 _STOP_SECONDS: Final = 60
 _SOCKET_PATH_MAX: Final = 103  # sun_path on macOS, with its final zero; Linux has 107
 
-# $1 pg_ctl, $2 data directory, $3 how to stop, $4 what to remove afterwards, or nothing.
+# $1 pg_ctl, $2 data directory, $3 how to stop, $4 what to remove afterwards, or nothing: time and again, for an initdb
+# that nobody waits for any more may still be writing there.
 _UNDERTAKER: Final = """
 read -r word && exit 0
 "$1" stop -D "$2" -m "$3" -w -s >/dev/null 2>&1
-[ -z "$4" ] || rm -rf -- "$4"
+tries=0
+until [ -z "$4" ] || rm -rf -- "$4" || [ "$tries" -ge 50 ]; do tries=$((tries + 1)); sleep 0.1; done
 """
 
 

@@ -18,7 +18,6 @@ import socket
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum, unique
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import anyio
@@ -29,6 +28,7 @@ from anyio.abc import SocketAttribute
 
 from pgherald.config import METRICS_LISTEN
 from pgherald.errors import ConfigError
+from pgherald.health import Status
 from pgherald.log import describe_exception, log
 from pgherald.metrics import CONTENT_TYPE
 from pgherald.tls import Guard, SecuredStream
@@ -37,6 +37,7 @@ from pgherald.values import HostPort
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pgherald.health import Health
     from pgherald.metrics import Metrics
 
 REQUEST_SECONDS: Final = 5.0  # to the first byte on a new connection, and from there to the end of the request
@@ -45,60 +46,6 @@ IDLE_SECONDS: Final = 90.0  # between two requests of one connection: longer tha
 MOST_CONNECTIONS: Final = 64
 MOST_HEADER_BYTES: Final = 8192
 TELL_SECONDS: Final = 60.0  # at most so often is it logged what came of a client
-
-
-@unique
-class Status(StrEnum):
-    """Whether pushes are being sent."""
-
-    READY = "ready"
-    DEGRADED = "degraded"
-    NOT_READY = "not ready"
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state at one moment; the reasons are constant words, in the order in which they arose."""
-
-    status: Status
-    reasons: tuple[str, ...]
-
-
-class Health:
-    """What keeps the daemon from sending, and what only makes it worse; each part of it adds and clears its own.
-
-    Begins with the reason `starting`, which `set_ready` clears. Reasons are constant words (`database_away`,
-    `spool_failing`), never a value.
-    """
-
-    def __init__(self) -> None:
-        self._blocked: dict[str, None] = {"starting": None}
-        self._degraded: dict[str, None] = {}
-
-    def set_ready(self) -> None:
-        """Start-up is over."""
-        self.clear("starting")
-
-    def set_unready(self, reason: str) -> None:
-        """Nothing is sent, for this reason."""
-        self._degraded.pop(reason, None)
-        self._blocked[reason] = None
-
-    def set_degraded(self, reason: str) -> None:
-        """Pushes are sent, but worse than they should be, for this reason."""
-        self._blocked.pop(reason, None)
-        self._degraded[reason] = None
-
-    def clear(self, reason: str) -> None:
-        """This reason is gone."""
-        self._blocked.pop(reason, None)
-        self._degraded.pop(reason, None)
-
-    def snapshot(self) -> Snapshot:
-        """How things are now."""
-        if self._blocked:
-            return Snapshot(Status.NOT_READY, (*self._blocked, *self._degraded))
-        return Snapshot(Status.DEGRADED if self._degraded else Status.READY, tuple(self._degraded))
 
 
 @dataclass(frozen=True, slots=True)

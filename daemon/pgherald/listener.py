@@ -1,8 +1,8 @@
-"""The ear at the door: LISTEN on a connection of its own, and the doorbell that wakes the worker.
+"""LISTEN on a connection of its own, and the doorbell that wakes the worker.
 
-The socket is read without waiting for anybody: a notification only sets the bell. A heartbeat of a few seconds asks the
-server whether this very session still listens, which finds out half-open connections, poolers and failovers alike.
-Between losing the connection and having it back the worker finds its work by polling. Run by the service.
+A notification only rings the bell, so the socket is read without waiting for anybody. Every few seconds a heartbeat
+asks the server whether this very session still listens: that finds half-open connections, poolers and failovers alike.
+While the connection is lost the worker finds its work by polling. Run by the service.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from pgherald.backoff import reconnect_delay
+from pgherald.backoff import is_told, reconnect_delay
 from pgherald.log import describe_exception, log
-from pgherald.sessions import POOLER_PATIENCE, STORE_ERRORS, Ear, NoSession
+from pgherald.sessions import POOLER_PATIENCE, STORE_ERRORS, ListenSession, NoSession
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from pgherald.exporter import Health
+    from pgherald.health import Health
     from pgherald.metrics import Metrics
 
 CHANNEL: Final = "herald"
@@ -40,10 +40,9 @@ class Wakeup(StrEnum):
     RECONNECT = "reconnect"
 
 
-PEAL: Final = 10
-"""So many rings within `PEAL_SECONDS` are a peal: a busy app, not a push now and then."""
-
-PEAL_SECONDS: Final = 0.05
+OFTEN: Final = 10
+OFTEN_SECONDS: Final = 0.05
+"""So many rings within so many seconds come from a busy app; fewer may be a write now and then."""
 
 
 class Doorbell:
@@ -52,7 +51,7 @@ class Doorbell:
     def __init__(self) -> None:
         self._event = anyio.Event()
         self._source: Wakeup | None = None
-        self._rung: deque[float] = deque([float("-inf")] * PEAL, maxlen=PEAL)
+        self._rung: deque[float] = deque([float("-inf")] * OFTEN, maxlen=OFTEN)  # when, the last ones
 
     def ring(self, source: Wakeup) -> None:
         """Wake the worker, now or as soon as it waits."""
@@ -60,9 +59,9 @@ class Doorbell:
         self._source = self._source or source
         self._event.set()
 
-    def pealed(self, seconds: float) -> bool:
-        """Whether there was a peal within the last so many seconds."""
-        return self._rung[-1] - self._rung[0] <= PEAL_SECONDS and time.monotonic() - self._rung[-1] <= seconds
+    def rings_often(self, seconds: float) -> bool:
+        """Whether it rang often, as for a busy app, and the last time not more than so many seconds ago."""
+        return self._rung[-1] - self._rung[0] <= OFTEN_SECONDS and time.monotonic() - self._rung[-1] <= seconds
 
     async def wait(self, seconds: float) -> Wakeup:
         """Sleep until rung, or for `seconds`; says which."""
@@ -85,20 +84,24 @@ class Listener:
         self.heard = anyio.Event()  # set once it listens for the first time, or knows that it cannot
 
     async def run(self) -> NoReturn:
-        """Connect, LISTEN, ring (whatever was said meanwhile is in the tables), then hear; again after each loss."""
+        """Connect, LISTEN, ring the bell, wait for notifications; again after each loss.
+
+        It rings before it is notified, because what was sent before it listened is lost; the work that this told of is
+        in the tables.
+        """
         failures = 0
         while True:
             try:
-                async with Ear.open(self._conninfo, CHANNEL) as ear:
+                async with ListenSession.open(self._conninfo, CHANNEL) as session:
                     failures = 0
                     self._metrics.listener_up.set(1)
                     self._health.clear("listener_down")
                     self._health.clear("listener_behind_pooler")
-                    log.info("listening", channel=CHANNEL, pid=ear.pid)
+                    log.info("listening", channel=CHANNEL, pid=session.pid)
                     self.heard.set()
                     self._bell.ring(Wakeup.RECONNECT)
                     while True:
-                        if await ear.hear(HEARTBEAT):
+                        if await session.notified(HEARTBEAT):
                             self._bell.ring(Wakeup.NOTIFY)
             except NoSession as error:
                 self._metrics.listener_up.set(0)
@@ -113,6 +116,6 @@ class Listener:
                 if failures == 1:
                     self._metrics.listener_reconnects_total.inc()
                 self._health.set_degraded("listener_down")
-                if failures in (1, 5) or failures % 30 == 0:
+                if is_told(failures):
                     log.warning("listener_lost", failures=failures, exception=describe_exception(error))
             await anyio.sleep(reconnect_delay(max(failures, 1), self._rng))

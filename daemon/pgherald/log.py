@@ -312,7 +312,7 @@ def _unraisable(args: sys.UnraisableHookArgs) -> None:
         log.crash(args.exc_value, "crash_ignored")
 
 
-def configure(level: LogLevel, stream: TextIO | None = None, *, strict: bool | None = None) -> Log:
+def configure(level: LogLevel, stream: TextIO | None = None, *, strict: bool | None = None) -> None:
     """Set up the one `log` of the process and route everything else that would write to stderr through it.
 
     Called once by a command that runs as a daemon; calling it again changes level and stream. Below `level` nothing of
@@ -331,4 +331,3 @@ def configure(level: LogLevel, stream: TextIO | None = None, *, strict: bool | N
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
     sys.unraisablehook = _unraisable
-    return log

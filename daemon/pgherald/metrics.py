@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from pgherald.model import Code
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"
@@ -372,15 +372,13 @@ class Metrics:
 
     def know_scenario_type(self, name: str) -> None:
         """Give a registered scenario type series of its own, wherever scenarios are counted by type."""
-        for series in self._with_label("scenario_type"):
-            series.know("scenario_type", name)
+        for series in self._all.values():
+            if "scenario_type" in series.metric.labels:
+                series.know("scenario_type", name)
 
     def know_invariant(self, name: str) -> None:
         """Give a health check of the database a series of its own."""
         self.invariant_violations.know("invariant", name)
-
-    def _with_label(self, label: str) -> Iterable[Counter | Gauge | Histogram]:
-        return (series for series in self._all.values() if label in series.metric.labels)
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format, `CONTENT_TYPE`."""

@@ -30,7 +30,7 @@ def idempotency_key(user_id: UUID, scenario_type: str, evaluation_date: date) ->
 
 
 class Word(StrEnum):
-    """A closed set of words. Their hash is the text's own: an enumeration's is worked out in Python, each time."""
+    """A closed set of words. Their hash is that of the text, which is fast: an Enum's own is computed in Python."""
 
     __hash__ = str.__hash__
 

@@ -45,18 +45,18 @@ APNS_WAIT: Final = 60.0
 APNS_WAIT_MAX: Final = 900.0
 """Seconds between probes with iOS pushes while the APNs key is bad: someone has to upload another one by hand."""
 
-ROAD_STRIKES: Final = 3
-ROAD_WAIT: Final = 1.0
-ROAD_WAIT_MAX: Final = 30.0
+UNREACHABLE_STRIKES: Final = 3
+UNREACHABLE_WAIT: Final = 1.0
+UNREACHABLE_WAIT_MAX: Final = 30.0
 """Three sends in a row that found no connection or no access token stop the claiming: prompts keep their tries for when
 FCM is reachable. A probe costs next to nothing, so an outage is over within half a minute of its end."""
 
-SILENCE_STRIKES: Final = 10
-SILENCE_WAIT: Final = 1.0
-SILENCE_WAIT_MAX: Final = 60.0
+NO_ANSWER_STRIKES: Final = 10
+NO_ANSWER_WAIT: Final = 1.0
+NO_ANSWER_WAIT_MAX: Final = 60.0
 """Ten sends in a row with no answer of FCM's (none in time, or a proxy's page) stop the claiming, for each of them ends
-its prompt as unknown. So does every probe that fails: they are fewer than those of the road. One connection that breaks
-can be ten sends; then the first probe succeeds, a second later."""
+its prompt as unknown. So does every probe that fails: there are fewer of them than while FCM is unreachable. One
+connection that breaks can be ten sends; then the first probe succeeds, a second later."""
 
 PROBE_PATIENCE: Final = 30.0
 """Seconds after which a probe that brought no verdict (nothing to send, no answer) is given up and another one made."""
@@ -144,9 +144,9 @@ class Pacing:
         self._at: float | None = None
         self._paused_until = float("-inf")
         self._permission = _Circuit(REFUSALS_MAX, PERMISSION_WAIT, PERMISSION_WAIT_MAX)
-        self._road = _Circuit(ROAD_STRIKES, ROAD_WAIT, ROAD_WAIT_MAX)
-        self._silence = _Circuit(SILENCE_STRIKES, SILENCE_WAIT, SILENCE_WAIT_MAX)
-        self._circuits = (self._permission, self._road, self._silence)  # each of which holds back everything
+        self._unreachable = _Circuit(UNREACHABLE_STRIKES, UNREACHABLE_WAIT, UNREACHABLE_WAIT_MAX)
+        self._no_answer = _Circuit(NO_ANSWER_STRIKES, NO_ANSWER_WAIT, NO_ANSWER_WAIT_MAX)
+        self._circuits = (self._permission, self._unreachable, self._no_answer)  # each of which holds back everything
         self._apns = _Circuit(1, APNS_WAIT, APNS_WAIT_MAX)
         self._mismatches_in_a_row = 0
         self._mismatches: deque[float] = deque(maxlen=MISMATCHES_IN_WINDOW)
@@ -228,12 +228,12 @@ class Pacing:
             case _:
                 pass
         if isinstance(answer, Unsure):
-            self._silence.strike(now_mono)
+            self._no_answer.strike(now_mono)
         elif isinstance(answer, Rejected) and answer.code in (Code.NOT_CONNECTED, Code.NO_OAUTH_TOKEN):
-            self._road.strike(now_mono)
+            self._unreachable.strike(now_mono)
         else:
-            self._road.succeed(now_mono)
-            self._silence.succeed(now_mono)
+            self._unreachable.succeed(now_mono)
+            self._no_answer.succeed(now_mono)
 
     def _on_rejected(self, answer: Rejected, platform: Platform, now: float) -> None:
         match answer.effect:
@@ -263,8 +263,8 @@ class Pacing:
         return {
             "quota": now_mono < self._paused_until,
             "permission": self._permission.is_open,
-            "unreachable": self._road.is_open,
-            "no_answer": self._silence.is_open,
+            "unreachable": self._unreachable.is_open,
+            "no_answer": self._no_answer.is_open,
             "apns_auth": self._apns.is_open,
             "sender_mismatch": self._is_mismatch_burst(now_mono),
         }

@@ -1,9 +1,9 @@
 """From outcomes to records: the spool first where FCM accepted, then the database, for as long as it takes.
 
-`Recorder.take` is called by the dispatcher for every claimed prompt, exactly once. Whoever comes while the spool is
-busy shares the next write to it, and then waits once for all the rest: batches grow with the load. A record that could
-not be written is owed: it is told about once, with what a person needs to find it, and written again and again by `run`
-until it is in. The push itself is never repeated here.
+The dispatcher calls `Recorder.take` for every claimed prompt, exactly once. Outcomes that come while the spool is busy
+share the next write to it, and go on to the database together: so batches grow with the load. A record that the
+database did not take is owed: the log says so once, with all that a person needs to write it by hand, and `run` tries
+it again and again until it is in. The push itself is never repeated here.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ BATCH_MAX: Final = 500
 
 
 WRITE_PATIENCE: Final = 5.0
-"""Seconds that a record may still take when the work is cancelled: what FCM accepted is in the spool."""
+"""Seconds that the database still gets for a record when the work is cancelled. After that nothing is lost: what FCM
+accepted is in the spool."""
 
 
 class Ledger(Protocol):
-    """Where outcomes are written: `pgherald.store.Store`. What is not in the answer came to `PLAIN`."""
+    """Where outcomes are written: `pgherald.store.Store`. The answer tells of those alone that are not `PLAIN`."""
 
     async def settle(
         self, settlements: Sequence[Settlement], revoked: Sequence[Revoked] = ()
@@ -57,7 +58,10 @@ class Journal(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Outcome:
-    """One settlement on its way; `entry` is there if FCM accepted, `written` once the database has it."""
+    """One settlement on its way to the database; `entry` is what the spool keeps of it, if FCM accepted.
+
+    `tried`: the database was asked to write it, whatever came of that. `written`: it has.
+    """
 
     settlement: Settlement
     scenario_type: str
@@ -86,15 +90,15 @@ class Recorder:
         self._queue: list[Outcome] = []
         self._owed: list[Outcome] = []
         self._gathering: Records | None = None
-        # each writes one batch, and whoever handed in outcomes waits for it
+        # one for each batch; kept here, or they might be garbage collected while they run
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spooling = anyio.Lock()
-        self._turn = anyio.Lock()
+        self._spooling = anyio.Lock()  # held while the spool writes
+        self._turn = anyio.Lock()  # held while a batch is written to the database
         self._owing = anyio.Event()
         self._unwritten = 0
-        self._paying = 0
+        self._paying = 0  # how many were owed when `pay` began
         self._tell: Callable[[], None] | None = None
-        self.finished_at = time.monotonic()  # when outcomes that were handed in were last in the database or owed
+        self.finished_at = time.monotonic()  # when a batch was last in the database or owed
         self._unwritten_since = self.finished_at
 
     @property
@@ -103,20 +107,21 @@ class Recorder:
         return self._unwritten
 
     def late(self, now: float) -> float:
-        """Seconds, at this moment of time.monotonic(), for which there were such outcomes and none got any further."""
+        """For how many seconds, at this moment of time.monotonic(), outcomes have been unwritten and none of them has
+        got any further; 0 without any."""
         return now - max(self._unwritten_since, self.finished_at) if self._unwritten > 0 else 0.0
 
     def when_finished(self, tell: Callable[[], None]) -> None:
-        """Have it called whenever there are fewer of them."""
+        """Have `tell` called whenever fewer outcomes are unwritten."""
         self._tell = tell
 
     @property
     def owed(self) -> int:
-        """Outcomes that the database would not take yet; while it is tried again, those are still."""
+        """Outcomes that the database did not take yet; those that `pay` is trying again just now count as well."""
         return max(len(self._owed), self._paying)
 
     def take(self, outcome: Outcome) -> Records:
-        """Have one outcome written, together with those that come while the spool is busy; says when it is."""
+        """Have one outcome written. Returns the batch that it is in: those that come while the spool is busy."""
         records = self._gathering
         if records is None:
             records = self._gathering = Records()
@@ -146,18 +151,18 @@ class Recorder:
 
     async def _spool_and_write(self, batch: Records) -> None:
         async with self._spooling:
-            self._gathering = None  # whoever comes from now on makes up the next one
+            self._gathering = None  # outcomes that come from now on are in the next batch
             accepted = [outcome for outcome in batch.outcomes if outcome.entry is not None]
             try:
                 await self._journal.append([outcome.entry for outcome in accepted if outcome.entry is not None])
             except Exception as error:  # noqa: BLE001 - whatever it was, they are not forgotten
-                # The pushes were accepted and are known only here: the records themselves are now what saves them.
+                # That these pushes were accepted is now known only to this process: it goes on to write their records.
                 reason = error.code if isinstance(error, SpoolFailed) else describe_exception(error)
                 for outcome in accepted:
                     log.critical("spool_failed", **_details(outcome), reason=reason)
         self._queue += batch.outcomes
         async with self._turn:
-            # What `pay` has taken out of the queue meanwhile is owed, if it is not written.
+            # `pay` may have taken some out of the queue meanwhile: those are tried, and if not written they are owed.
             while self._queue and any(not outcome.tried for outcome in batch.outcomes):
                 await self._write_batch()
 
@@ -195,7 +200,8 @@ class Recorder:
                 self._paying = 0
 
     async def _write_batch(self) -> None:
-        """Write the queue's front. Cancelled, it waits a moment for what is under way: that is not left to chance."""
+        """Write the first batch of the queue. Cancelled, it still waits a moment for the transaction that is under way,
+        so that it is known what came of it."""
         batch, self._queue = _take(self._queue)
         writing = asyncio.create_task(self._write_or_owe(batch))
         try:
@@ -215,7 +221,7 @@ class Recorder:
             if len(batch) == 1:
                 self._owe(batch, error)
                 return
-            # One of them is what the database cannot take: it must not keep the others back.
+            # The database cannot take one of them, whatever is odd about it: it must not keep the others back.
             for outcome in batch:
                 try:
                     await self._write([outcome])
@@ -229,7 +235,7 @@ class Recorder:
         for outcome in batch:
             again, outcome.tried, outcome.written = outcome.tried, True, True
             mine = settled.get(outcome.settlement.prompt_id, PLAIN) if settled else PLAIN
-            # What is there already, though it was said to have failed: the answer to our own COMMIT was lost.
+            # A second try finds it there already: the first COMMIT went through, and only its answer was lost.
             if mine.applied or (again and mine.status == outcome.settlement.outcome):
                 self._count(outcome, mine)
             if outcome.entry is not None and mine.status is None:
@@ -261,7 +267,7 @@ class Recorder:
 
 
 def _take(queue: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
-    """The next batch, and the rest: of one prompt there is one outcome at most in a batch, the oldest first."""
+    """The next batch, the oldest first, and the rest. A batch holds at most one outcome of each prompt."""
     batch: dict[PromptId, Outcome] = {}
     rest: list[Outcome] = []
     for outcome in queue:

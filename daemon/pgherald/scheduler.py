@@ -17,13 +17,14 @@ from pgherald.config import Scheduler as Mode
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
+from pgherald.store import RUN_PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from typing import NoReturn
 
     from pgherald.dispatcher import DispatchConfig
-    from pgherald.exporter import Health
+    from pgherald.health import Health
     from pgherald.listener import Doorbell
     from pgherald.metrics import Metrics
     from pgherald.oauth import OAuth
@@ -47,8 +48,8 @@ MAINTAIN_AGAIN_SECONDS: Final = 600.0
 """Seconds until a batch that the database would not delete is tried again: it may have worked for minutes in vain."""
 
 SILENCE_SECONDS: Final = 20.0
-"""Seconds without an answer of the database, or of the disk to what is to be kept, after which it is said that nothing
-is sent. A connection that breaks is noticed in half of that; whoever only says nothing is waited for."""
+"""Seconds without an answer of the database, or of the disk to the spool, after which /readyz says that nothing is
+sent. A connection that breaks is noticed in half of that; a server that only says nothing is waited for."""
 
 PARTIAL_BREAKERS: Final = frozenset({"apns_auth", "sender_mismatch"})
 """Those that do not hold back every push."""
@@ -62,6 +63,7 @@ class _Clock:
     due: float = 0.0
 
     def strikes(self, now: float) -> bool:
+        """Whether it is due now; if so, it is due again after a period."""
         if now < self.due:
             return False
         self.due = now + self.period
@@ -109,20 +111,20 @@ class Scheduler:
         self._maintain = _Clock(MAINTAIN_SECONDS, time.monotonic() + MAINTAIN_SECONDS / 24)
         self._maintaining = False
         self._evaluating = False
-        self._answered_at = time.monotonic()  # the database, a duty of the house
+        self._answered_at = time.monotonic()  # when the database last answered what every daemon asks it
 
     async def run(self) -> NoReturn:
         """Do each duty when it is due, for ever; what the database would not let through is tried the next time.
 
-        The schedule has a task of its own: an evaluation may take long, and the sweep and the metrics not wait for it.
-        So has what needs no database: how things are is told although that does not answer; and so has the disk.
+        Four tasks, so that no duty waits for one that takes long: the schedule, because an evaluation may; what every
+        daemon asks of the database; what is measured without the database, which may not answer; probes of the disk.
         """
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._every_second, self._keep_schedule)
             tasks.start_soon(self._every_second, self._measure_here)
             tasks.start_soon(self._every_second, self._probe_spool)
             await self._every_second(self._keep_house)
-        raise AssertionError("neither ends")
+        raise AssertionError("none of them ends")
 
     async def _every_second(self, duties: Callable[[float], Awaitable[None]]) -> NoReturn:
         while True:
@@ -133,7 +135,7 @@ class Scheduler:
             await anyio.sleep(1.0)
 
     async def _keep_house(self, now: float) -> None:
-        """What every daemon does."""
+        """What every daemon does: sweep, measure, check the invariants."""
         for clock, duty in (
             (self._sweep, self._sweep_lost),
             (self._measure, self._take_measure),
@@ -148,7 +150,7 @@ class Scheduler:
             self._bell.ring(Wakeup.POLL)
 
     async def _keep_schedule(self, now: float) -> None:
-        """What one daemon does."""
+        """What one daemon does, for all: scheduled runs and retention."""
         if await self._is_mine():
             if self._evaluate.strikes(now):
                 if self._cron and not self._stands_in:
@@ -184,6 +186,9 @@ class Scheduler:
         self._evaluating = True
         try:
             self._own_run, runs = await self._store.evaluate()
+        except TimeoutError:
+            log.error("evaluation_hangs", seconds=RUN_PATIENCE, source="schedule")
+            return
         finally:
             self._evaluating = False
         for run in runs:
@@ -206,7 +211,7 @@ class Scheduler:
         """One batch: evaluations come in between."""
         try:
             self._maintaining = await self._store.maintain()
-        except STORE_ERRORS as error:
+        except (*STORE_ERRORS, TimeoutError) as error:
             self._maintaining = False
             self._maintain.due = time.monotonic() + MAINTAIN_AGAIN_SECONDS
             log.warning("maintenance_failed", exception=describe_exception(error))
@@ -227,7 +232,8 @@ class Scheduler:
             self._bell.ring(Wakeup.POLL)  # the worker's next claim finds out whether it may
         self._schema_version = state.schema_version
         last = state.last_evaluation_at
-        # Its own may have ended since this was asked for, or be committed without having said so yet.
+        # Not if it was this daemon's own run: that may have ended since the state was asked for, or have committed with
+        # its answer still on the way.
         if last is not None and last not in (own_run, self._own_run) and not self._evaluating:
             self._cron_ran = max(self._cron_ran, time.monotonic() - (state.now - last).total_seconds())
         self._tell(state)

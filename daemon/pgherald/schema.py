@@ -101,6 +101,12 @@ def checks() -> tuple[tuple[str, str], ...]:
     return tuple((path.removeprefix("checks/").removesuffix(".sql"), text) for path, text in _files("checks"))
 
 
+def functions() -> Iterator[tuple[str, str]]:
+    """The files that are applied whole each time, in that order: (path, text)."""
+    yield from _files("functions")
+    yield from _files("scenarios")
+
+
 def shipped_version() -> int:
     """The schema version that this program was made for."""
     return migrations()[-1].version
@@ -119,8 +125,7 @@ def dump_sql(*, with_reference: bool = False) -> str:
     ]
     parts.extend(f"-- migration {m.version:04} {m.name}\n{m.text}" for m in migrations())
     parts.extend(f"{_record(m).as_string()};" for m in migrations())
-    for folder in ("functions", "scenarios"):
-        parts.extend(f"-- {path}\n{text}" for path, text in _files(folder))
+    parts.extend(f"-- {path}\n{text}" for path, text in functions())
     parts.append(f"{_REMEMBER_SHIPPED};")
     parts.append("reset role;")
     if with_reference:
@@ -168,7 +173,8 @@ def migrate(conninfo: str, *, with_reference: bool = False, dry_run: bool = Fals
 def check_for_daemon(conninfo: str) -> int:
     """Refuse a database that a daemon of this version cannot work with; returns the schema's version.
 
-    Raises ConfigError: no connection, no right to the daemon's functions, and what `check_version` refuses.
+    Raises ConfigError: no connection, no right to the daemon's functions, and what `check_version` refuses; NotNow for
+    what may be otherwise in a moment.
     """
     with access.connect(conninfo) as connection:
         version = check_version(connection)
@@ -193,7 +199,8 @@ def check_version(connection: psycopg.Connection) -> int:
     except psycopg.errors.InsufficientPrivilege:
         raise ConfigError(": ".join(access.refused(connection))) from None
     except psycopg.Error as error:
-        raise ConfigError(f"the database would not tell its version: {type(error).__name__}") from None
+        kind = access.NotNow if isinstance(error, psycopg.OperationalError) else ConfigError
+        raise kind(f"the database would not tell its version: {type(error).__name__}") from None
     version, breaking = row if row else (0, False)
     if version < shipped:
         raise ConfigError(
@@ -231,9 +238,8 @@ def _migrate(connection: psycopg.Connection, *, with_reference: bool, dry_run: b
     for migration in todo:
         _run(connection, f"migrations/{migration.version:04}_{migration.name}.sql", migration.text)
         connection.execute(_record(migration))
-    for folder in ("functions", "scenarios"):
-        for path, text in _files(folder):
-            _run(connection, path, text)
+    for path, text in functions():
+        _run(connection, path, text)
     dropped = _drop_retired(connection, warnings)
     connection.execute(_REMEMBER_SHIPPED)
     warnings.extend(_foreign_functions(connection))

@@ -7,6 +7,7 @@ Pure: text in, text out; the commands print it. Eighty columns are enough for al
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum, unique
 from typing import TYPE_CHECKING, Any, Final
@@ -57,7 +58,7 @@ class Screen:
     def table(self, heads: Sequence[str], rows: Sequence[Sequence[object]], *, widest: int | None = None) -> str:
         """Columns under their heads: numbers to the right, the column `widest` cut so that a line fits."""
         cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-        widths = [max(len(head), *(len(row[at]) for row in cells), 0) for at, head in enumerate(heads)]
+        widths = [max(len(head), *(columns(row[at]) for row in cells), 0) for at, head in enumerate(heads)]
         if widest is not None:
             rest = sum(widths) - widths[widest] + 2 * (len(heads) - 1)
             widths[widest] = max(len(heads[widest]), min(widths[widest], self.width - rest))
@@ -69,14 +70,32 @@ class Screen:
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
     return "  ".join(
-        cut(cell, width).rjust(width) if flush else cut(cell, width).ljust(width)
-        for cell, width, flush in zip(cells, widths, right, strict=True)
+        fit(cell, width, flush=flush) for cell, width, flush in zip(cells, widths, right, strict=True)
     ).rstrip()
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal it takes: two a wide character (CJK, most emoji), none an accent on top of one."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def fit(text: str, width: int, *, flush: bool = False) -> str:
+    """The text in so many columns: cut, or filled up with spaces (before it, if it is to be flush right)."""
+    text = cut(text, width)
+    spaces = " " * (width - columns(text))
+    return spaces + text if flush else text + spaces
 
 
 def cut(text: str, width: int) -> str:
     """The text, or as much of it as fits, with the mark that there was more."""
-    return text if len(text) <= width else f"{text[: max(width - 3, 0)]}..."
+    if columns(text) <= width:
+        return text
+    while text and columns(text) > width - 3:
+        text = text[:-1]
+    return f"{text}..."
 
 
 def count(number: int, one: str, many: str | None = None) -> str:

@@ -42,8 +42,8 @@ from pgherald.config import (
 )
 from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
 from pgherald.errors import ConfigError
-from pgherald.exporter import Health
 from pgherald.fcm import FcmClient
+from pgherald.health import Health
 from pgherald.listener import Doorbell, Listener
 from pgherald.log import configure, describe_exception, log
 from pgherald.metrics import Metrics
@@ -103,7 +103,7 @@ def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
 
     def environment() -> dict[str, str]:
-        return {**environ, **_read_settings_file(settings_file)}
+        return {**environ, **({} if settings_file is None else read_settings_file(settings_file))}
 
     settings = load_settings(environment())
     configure(settings.log_level)
@@ -116,18 +116,15 @@ def run(environ: Mapping[str, str], settings_file: Path | None = None) -> int:
 
 
 def _hold_standard_files() -> None:
-    """Nothing of ours may take the place of a standard file that is closed: libuv aborts when it closes one of them."""
+    """Open the files 0 to 2 where they are closed, so that none of ours gets such a number: libuv aborts when it closes
+    one of them."""
     while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(file)
 
 
-def _read_settings_file(path: Path | None) -> dict[str, str]:
-    return {} if path is None else read_settings_file(path)
-
-
 def _lend_to_libraries(environ: Mapping[str, str]) -> None:
-    """What is not ours in the settings file (PGPASSFILE, SSL_CERT_FILE and the like) is for libpq and OpenSSL."""
+    """Put what is not ours in the settings file (PGPASSFILE, SSL_CERT_FILE) where libpq and OpenSSL look for it."""
     os.environ.update({name: value for name, value in environ.items() if not name.startswith(PREFIX)})
 
 
@@ -256,6 +253,7 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
     while True:
         try:
             version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo)
+            excess = await anyio.to_thread.run_sync(access.excess_rights, conninfo)
             break
         except access.NotNow:
             if not managed and anyio.current_time() > deadline:
@@ -268,7 +266,7 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
             await anyio.sleep(0.5)
     if version > schema.shipped_version():
         log.warning("schema_newer", version=str(version))
-    for right in sorted(await anyio.to_thread.run_sync(access.excess_rights, conninfo)):
+    for right in sorted(excess):
         log.warning("more_rights_than_needed", reason=right)
 
 

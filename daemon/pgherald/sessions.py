@@ -1,7 +1,7 @@
-"""Sessions with Postgres that last: the daemon's advisory locks, and the ear that hears the doorbell.
+"""Sessions with Postgres that last: `Locks` for the daemon's advisory locks, `ListenSession` for LISTEN.
 
-What a pooler in transaction mode cannot give: a direct connection each, whose death is noticed within seconds. Short
-transactions go through the pool of `pgherald.store`. Used by the worker, the scheduler and the listener.
+Each has a direct connection of its own, whose death is noticed within seconds. A pooler in transaction mode cannot give
+a session; what needs none goes through the pool of `pgherald.store`. Used by the worker, the scheduler, the listener.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from psycopg.conninfo import make_conninfo
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-#: Advisory locks (classid, objid). AWAKE: held while a daemon looks for work by itself, tested by the trigger of
-#: watched tables; SCHEDULER: held by the one daemon that runs the schedule.
+#: Advisory locks (classid, objid). AWAKE: held while a daemon looks for work by itself; the triggers of watched tables
+#: test it. SCHEDULER: held by the one daemon that runs the schedule.
 AWAKE: Final = (1751479908, 1)
 SCHEDULER: Final = (1751479908, 2)
 
-#: How a dead connection is noticed: by TCP within these seconds, whatever the server or the network does.
+#: By these TCP notices a dead connection: within about nine seconds, however the server or the network died.
 KEEPALIVES: Final[Mapping[str, int]] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -33,8 +33,8 @@ KEEPALIVES: Final[Mapping[str, int]] = {
     "connect_timeout": 5,
 }
 
-#: And how the server notices that this machine is gone, whose locks would keep others waiting until then: by itself it
-#: would ask after two hours.
+#: The same for the server's end, or the locks of a machine that is gone would keep others waiting: by default a server
+#: asks after two hours.
 _SERVER_KEEPALIVES: Final = """
 select pg_catalog.set_config(k.name, k.value, false)
 from (
@@ -63,8 +63,10 @@ POOLER_PATIENCE: Final = 60.0
 
 
 class Locks:
-    """Advisory locks of this daemon, on one direct connection that is made when it is needed. Without the database they
-    are simply not held, which costs speed and never truth: nothing here raises."""
+    """Advisory locks of this daemon, on one direct connection that is made when it is needed.
+
+    Nothing here raises. When the database is away no lock is held; that costs speed, and nothing goes wrong.
+    """
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
@@ -81,12 +83,12 @@ class Locks:
             await connection.close()
 
     async def stay_awake(self) -> None:
-        """Keep writers from ringing, if no other daemon does so already, which serves as well."""
+        """Take the lock that keeps writers from ringing. If another daemon has it, that serves as well."""
         await self._take(AWAKE)
 
     async def fall_asleep(self) -> int | None:
-        """Let writers ring again. The first transaction id not yet handed out then: whoever saw the lock held is
-        below it. None when it was not held."""
+        """Let writers ring again. Returns the next transaction id that the server will give out: every transaction that
+        may have seen the lock held has a lower one. None if the lock was not held."""
         if AWAKE not in self._held:
             return None
         self._held.discard(AWAKE)
@@ -105,8 +107,11 @@ class Locks:
         return None if row is None else int(row[0])
 
     async def lead(self) -> bool:
-        """Become, or stay, the one daemon that runs the schedule. Behind a pooler that gives no session each runs it:
-        runs may overlap, and a lock would stay behind in the pooler when this daemon dies."""
+        """Become, or stay, the one daemon that runs the schedule.
+
+        Behind a pooler that gives no session the answer is always True, so that each daemon runs it: there a lock would
+        stay in the pooler when this daemon dies, and runs may overlap.
+        """
         return await self._take(SCHEDULER) or self._is_behind_pooler()
 
     async def _take(self, lock: tuple[int, int]) -> bool:
@@ -118,7 +123,7 @@ class Locks:
                     connection = await self._session()
                     if lock in self._held:
                         if lock is SCHEDULER:
-                            await connection.execute("select 1")  # the lock is as good as the connection is
+                            await connection.execute("select 1")  # it is held as long as the connection is there
                         return True
                     cursor = await connection.execute("select pg_catalog.pg_try_advisory_lock(%s, %s)", lock)
                     row = await cursor.fetchone()
@@ -151,8 +156,8 @@ class NoSession(NotListening):
     """A pooler stands in between that gives no session, such as pgbouncer in transaction mode."""
 
 
-class Ear:
-    """One direct connection that listens to one channel. Whoever uses it reads it all the time."""
+class ListenSession:
+    """One direct connection that listens to one channel. It must be read all the time, or NOTIFY's queue fills up."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], channel: str) -> None:
         self._connection = connection
@@ -160,7 +165,7 @@ class Ear:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, conninfo: str, channel: str) -> AsyncIterator[Ear]:
+    async def open(cls, conninfo: str, channel: str) -> AsyncIterator[ListenSession]:
         """Connect and LISTEN. TimeoutError where the server says nothing."""
         connection = await _connect(conninfo, "pgherald listener")
         try:
@@ -178,7 +183,7 @@ class Ear:
         """The backend's process id."""
         return self._connection.info.backend_pid
 
-    async def hear(self, seconds: float) -> bool:
+    async def notified(self, seconds: float) -> bool:
         """Wait for a notification, at most so long; without one, make sure that the session still listens.
 
         Raises NotListening, TimeoutError or a psycopg error when it does not.
@@ -197,14 +202,14 @@ class Ear:
 
 
 async def is_pooled(connection: psycopg.AsyncConnection[Any]) -> bool:
-    """Whether something stands in between that hands out server connections: the backend is not who said hello."""
+    """Whether a pooler stands in between: the backend that answers has another pid than the greeting said."""
     cursor = await connection.execute("select pg_catalog.pg_backend_pid()")
     row = await cursor.fetchone()
     return row is None or row[0] != connection.info.backend_pid
 
 
 async def be_missed(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Have the server end this session within seconds once nobody answers at this end of it."""
+    """Have the server notice, within seconds, when this end of the connection is gone."""
     await connection.execute(_SERVER_KEEPALIVES)
 
 

@@ -71,7 +71,7 @@ class _Batch:
 class Spool:
     """The spool of one daemon. `report` says what opening it found."""
 
-    def __init__(self, disk: Disk, metrics: Metrics | None) -> None:
+    def __init__(self, disk: Disk, metrics: Metrics) -> None:
         self._disk = disk
         self._metrics = metrics
         self._turn = anyio.Lock()
@@ -88,7 +88,7 @@ class Spool:
     def open(
         cls,
         state_dir: Path,
-        metrics: Metrics | None = None,
+        metrics: Metrics,
         *,
         max_bytes: int = MAX_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
@@ -123,8 +123,7 @@ class Spool:
         for each in damage:
             log.error("spool_damaged", path=each.path, offset=each.offset, bytes=each.size)
         log.info("spool_opened", path=self._disk.directory, entries=self.report.entries, dropped=torn)
-        if self._metrics is not None:
-            self._metrics.spool_damaged_total.inc(by=len(damage))
+        self._metrics.spool_damaged_total.inc(by=len(damage))
         self._measure()
 
     @property
@@ -168,7 +167,7 @@ class Spool:
                 await batch.finished.wait()
         if batch.segment is None:
             failure = batch.failure or SpoolFailed(f"the spool {self._disk.directory} failed", "INTERNAL")
-            raise SpoolFailed(str(failure), failure.code)  # of its own for each who waits
+            raise SpoolFailed(str(failure), failure.code)  # one exception for each caller that waits
 
     async def _commit(self, batch: _Batch) -> None:
         data = b"".join(batch.frames)
@@ -214,7 +213,8 @@ class Spool:
                 await self._collect()
 
     def _disposable(self) -> list[Segment]:
-        """Segments with nothing live; of the one that is being written only once it is worth it."""
+        """Segments whose entries are all done. The one that is being written counts only once it has grown a little: to
+        delete a file and begin another costs more than a few entries on the disk."""
         disk = self._disk
         return [
             segment
@@ -228,7 +228,7 @@ class Spool:
         """Delete what is disposable. The caller has the turn."""
         segments = self._disposable()
         if segments and not self._closed:
-            with suppress(OSError):  # no thread: the next time, then
+            with suppress(OSError):  # there is no thread for it now: the next time, then
                 await self._on_thread(self._disk.remove, segments)
             self._measure()
 
@@ -276,6 +276,5 @@ class Spool:
         self._measure()
 
     def _measure(self) -> None:
-        if self._metrics is not None:
-            self._metrics.spool_entries.set(self._entries)
-            self._metrics.spool_failing.set(self.failing)
+        self._metrics.spool_entries.set(self._entries)
+        self._metrics.spool_failing.set(self.failing)

@@ -44,15 +44,18 @@ if TYPE_CHECKING:
     from pgherald.model import Revoked
 
 CLAIM_PATIENCE: Final = 15.0
-"""Seconds that a claim may take, with the evaluation of touched people before it; it is meant to take a tenth of one,
-and what it claims is not good for longer."""
+"""Seconds that a claim may take, together with the evaluation of touched people before it. It is meant to take a tenth
+of a second; by default a claim is not good for longer than this anyway."""
 
 ANSWER_PATIENCE: Final = 60.0
 """Seconds that anything else may take but a scheduled run and a deletion."""
 
+RUN_PATIENCE: Final = 3600.0
+"""Seconds that these may take, where much has to be caught up or deleted."""
+
 CANCEL_PATIENCE: Final = 5.0
-"""Seconds for the server to take the word that something is called off, and as many for its word on that. Without it
-the connection is given up: where a pooler has lost its server, TCP says that all is well."""
+"""Seconds that the server has to take a request to cancel, and as many again to say that it has cancelled. After that
+the connection is given up: TCP finds nothing wrong with it where a pooler has lost its server."""
 
 SCHEMA_BROKE: Final = (
     "the schema in the database was migrated to a version that this program does not know and that breaks it: "
@@ -65,7 +68,7 @@ class SchemaBroke(ConfigError):
 
 
 class CalledOff(TimeoutError):
-    """It did not come to its end, and was called off: nothing was done."""
+    """A statement took too long and was cancelled: nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +117,10 @@ PLAIN: Final = Settled(applied=True, status="sent")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One scenario's evaluation."""
+    """What came of one scenario in a scheduled run."""
 
     scenario_id: ScenarioId
-    candidates: int
     prompts: int
-    suppressed: Mapping[str, int]
-    seconds: float
     error: str | None
 
 
@@ -165,8 +165,8 @@ _CLAIM_COLUMNS: Final = (
 
 _CLAIMED_AT: Final = _CLAIM_COLUMNS.split(", ").index("claimed_at")
 
-# The version is read in the claim's own snapshot: after a breaking migration has committed, nothing is claimed. Who was
-# touched is evaluated first, so that what becomes of that is claimed with it, in one statement and one commit.
+# The version is read in the claim's own snapshot: after a breaking migration has committed, nothing is claimed. Touched
+# people are evaluated first, so that the prompts which that makes are claimed with it, in one statement and one commit.
 _CLAIM: Final[LiteralString] = (
     "with run as materialized (select scenario_id, error from herald.evaluate_touched(%s)), failed as materialized ("
     "select array_agg(scenario_id) filter (where error is not null) as scenarios, count(*) as runs from run) "
@@ -175,13 +175,12 @@ _CLAIM: Final[LiteralString] = (
     "herald.claim(%s, case when v.breaking or f.runs < 0 then 0 else %s end, %s, clock_timestamp()) as c on true"
 )
 _CLAIM_PROMPTS: Final[LiteralString] = f"select {_CLAIM_COLUMNS} from herald.claim_prompts(%s, %s, %s)"
-# What was sent and is sent now goes without saying.
+# What came to `PLAIN`, as nearly every outcome does, is left out of the answer.
 _SETTLE: Final = (
     "select prompt_id, applied, status from herald.settle(%s::uuid[], %s::bigint[], %s::text[], %s::text[], "
     "%s::timestamptz[], %s::timestamptz[], %s::uuid[], %s::text[]) where not applied or status is distinct from 'sent'"
 )
 _REVOKE: Final = "select device_id, reason from herald.revoke_devices(%s::uuid[], %s::timestamptz[], %s::text[])"
-_RUN_COLUMNS: Final = "scenario_id, candidates, prompts, suppressed, extract(epoch from duration)::float8, error"
 
 
 class Store:
@@ -225,8 +224,8 @@ class Store:
 
     @asynccontextmanager
     async def _asked(self, patience: float | None = None) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """A connection for something that takes no longer than that (None: ANSWER_PATIENCE). If it does: CalledOff, or
-        TimeoutError where the server says nothing more."""
+        """A connection for a statement that may take so many seconds (None: ANSWER_PATIENCE). One that takes longer is
+        cancelled, which raises CalledOff; where the server says nothing more at all, TimeoutError."""
         seconds = ANSWER_PATIENCE if patience is None else patience
         async with (
             self._pool.connection() as connection,
@@ -256,7 +255,7 @@ class Store:
                 raise SchemaBroke(SCHEMA_BROKE)
             broken = rows[0][-3] or ()
             rows = [row for row in rows if row[0] is not None]
-            if rows:  # what the evaluation took
+            if rows:  # the claim itself began after the evaluation
                 before += (rows[0][_CLAIMED_AT] - rows[0][-2]).total_seconds()
         return Claimed(
             tuple(_prompt(row, before) for row in rows if row[1] == "send"),
@@ -308,8 +307,8 @@ class Store:
 
     async def evaluate(self) -> tuple[datetime | None, list[Run]]:
         """The scheduled run of all scenarios, and up to when it was; None where there is none to run."""
-        async with self._pool.connection() as connection:
-            cursor = await connection.execute(f"select now(), {_RUN_COLUMNS} from herald.evaluate()")
+        async with self._asked(RUN_PATIENCE) as connection:
+            cursor = await connection.execute("select now(), scenario_id, prompts, error from herald.evaluate()")
             rows = await cursor.fetchall()
         return (rows[0][0] if rows else None), [Run(*row[1:]) for row in rows]
 
@@ -352,7 +351,7 @@ class Store:
 
     async def maintain(self) -> bool:
         """Delete one batch of what is past its retention; True while there is more."""
-        async with self._pool.connection() as connection:
+        async with self._asked(RUN_PATIENCE) as connection:
             cursor = await connection.execute("select herald.maintain_batch(now(), 10000)")
             row = await cursor.fetchone()
         return row is not None and bool(row[0])
@@ -372,8 +371,8 @@ class Store:
 
 @asynccontextmanager
 async def _called_off_after(seconds: float, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
-    """Have the server cancel the statement within, if it takes so long: its word is awaited, so what it had committed
-    by then, as when it waits for a standby, is not lost."""
+    """Have the server cancel the statement in the block if it takes so long. Its answer is awaited even then: what it
+    had committed by that time, as when it only waits for a standby, is not lost."""
     cancelling: list[asyncio.Task[None]] = []
     timer = asyncio.get_running_loop().call_later(
         seconds, lambda: cancelling.append(asyncio.create_task(connection.cancel_safe(timeout=CANCEL_PATIENCE)))
@@ -392,7 +391,8 @@ async def _called_off_after(seconds: float, connection: psycopg.AsyncConnection[
 
 
 def _array(elements: Iterable[str]) -> str:
-    """The text of an array; psycopg's own way, one adapter an element, took as long as the rest of a settlement."""
+    """The text of an array. psycopg's own way, with an adapter for each element, took as long as all else of a
+    settlement."""
     return f"{{{','.join(elements)}}}"
 
 

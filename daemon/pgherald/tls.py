@@ -69,7 +69,7 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def _why_unreadable(setting: Setting[Any], path: Path) -> str | None:
+def _why_unreadable(setting: Setting, path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             file.read(1)

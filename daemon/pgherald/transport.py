@@ -31,7 +31,6 @@ from pgherald.link import Link
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Mapping
-    from types import TracebackType
     from typing import Self
 
     from pgherald.connection import Connection
@@ -113,12 +112,7 @@ class HttpTransport:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close all connections; nothing may be under way any more."""
         for connection in list(self._all):
             connection.abort()
@@ -168,7 +162,7 @@ class HttpTransport:
     async def _connected(self, server: _Server, deadline: float) -> Connection:
         """A new connection: to the address that worked last, or else to each in turn, the last with all patience.
 
-        Those that did not work come behind the others, so many of them are got over in a few sends.
+        Those that did not work are tried after the others: so, however many they are, they hinder but a few sends.
         """
         try:
             with anyio.move_on_after(deadline - time.monotonic()):
@@ -216,7 +210,7 @@ def _checked(fields: Fields) -> Fields:
 
 
 async def _unsent(step: Awaitable[T]) -> T:
-    """Something that comes before a request is sent."""
+    """Await a step that comes before a request is sent; cancelled in it, CancelledUnsent."""
     try:
         return await step
     except asyncio.CancelledError:

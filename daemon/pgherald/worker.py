@@ -1,11 +1,13 @@
-"""The loop: evaluate who was touched, claim what is ready, hand it to the dispatcher; else sleep until woken.
+"""The loop: evaluate touched people, claim ready prompts, hand them to the dispatcher; with nothing to do, sleep.
 
-While there is more than one claim can take, a second one is made beside it, so that something is being sent while the
-database works on the next.
+Touched people are those whose rows an app has changed (`herald.touched_user`). One statement evaluates them and claims.
+While there are more ready prompts than one claim can take, a helper task claims beside the loop: so something is being
+sent while the database works on the next claim.
 
-Awake, the worker holds an advisory lock that the triggers of watched tables test, so that writers of a busy app never
-queue for NOTIFY's cluster-wide lock. The test comes before the writer's commit: having let the lock go, the worker
-goes on polling, ever more slowly, until every transaction that may have seen it held has ended. Run by the service.
+While awake, the worker holds an advisory lock. The triggers of watched tables test it, and ring (NOTIFY) only if nobody
+holds it: so the writers of a busy app do not queue for NOTIFY's cluster-wide lock. A trigger tests before its
+transaction commits. So after the worker has let the lock go, a transaction that saw it held may still commit without
+ringing; the worker polls, ever more slowly, until each of those has ended. Run by the service.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from pgherald.backoff import reconnect_delay
+from pgherald.backoff import is_told, reconnect_delay
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
 
     from pgherald.dispatcher import DispatchConfig, PushNotificationDispatcher
-    from pgherald.exporter import Health
+    from pgherald.health import Health
     from pgherald.listener import Doorbell
     from pgherald.metrics import Metrics
     from pgherald.model import Prompt
@@ -44,40 +46,45 @@ if TYPE_CHECKING:
 TOUCHED_MAX: Final = 5000
 """Touched rows evaluated in one transaction: a tenth of a second or so."""
 
-BREATH: Final = 3.0
-"""The pause between two evaluations, in times of what the last one took: so even the busiest app pays with a quarter of
-one core at most, and whoever was touched twice meanwhile is evaluated once."""
+PAUSE_FACTOR: Final = 3.0
+"""The pause after an evaluation is so many times as long as it took. So even the busiest app spends a quarter of one
+core on evaluations at most, and somebody who is touched twice during the pause is evaluated once."""
 
-BREATH_MAX: Final = 0.5
+PAUSE_MAX: Final = 0.5
 """Seconds that this pause lasts at most."""
 
 HANGING_PAUSE: Final = 60.0
-"""The pause after an evaluation that did not end, before one of a tenth as many: what is ready goes out meanwhile."""
+"""Seconds of the pause after an evaluation that did not end and was called off; the next is of a tenth as many rows.
+Ready prompts go out meanwhile."""
 
-BARREN_STEP: Final = 0.01
-"""Seconds by which this pause grows with each evaluation in a row after which nothing was to be sent, up to `NAP`: what
-an evaluation costs whoever it is for is then shared by many writes of an app that hardly ever makes somebody due."""
+IDLE_PAUSE_STEP: Final = 0.01
+"""Seconds by which the pause grows with each evaluation in a row that led to no push, up to `LOOK_SECONDS`. An
+evaluation has a price however few people it is for: in an app that seldom makes anybody due, many writes share it."""
 
-LINGER: Final = 0.25
-"""Seconds without work after which a worker falls asleep that an app's many writes have woken."""
+FAILING_PAUSE_MAX: Final = 2.0
+"""Seconds of the pause at most while a scenario fails and nothing is to be sent; it doubles with each evaluation.
+People whom a scheduled run has in hand stay touched, and every failure is logged and written down."""
 
-NAP: Final = 0.05
-"""Seconds between two looks for work meanwhile."""
+STAY_AWAKE_SECONDS: Final = 0.25
+"""A worker that was woken by many writes falls asleep after so many seconds without work."""
 
-FIRST_DOZE: Final = 0.02
-"""Seconds of the first wait after the lock was let go, while older transactions are still running; doubling."""
+LOOK_SECONDS: Final = 0.05
+"""Seconds between two looks for work until then."""
+
+FIRST_WAIT: Final = 0.02
+"""Seconds of the first wait after the lock was let go, while older transactions are still running; then doubling."""
 
 BACK_OFF_MAX: Final = 1.0
-"""Seconds between two tries to claim what is ready and cannot be had."""
+"""Seconds at most between two tries to claim prompts that are ready and that no claim gets."""
 
 CLAIM_MAX: Final = 500
 """Prompts claimed in one transaction at most."""
 
 STOP_PATIENCE: Final = 2.0
-"""Seconds that a claim may still take to be answered when the work is cancelled."""
+"""Seconds that the database has to answer a claim when the work is cancelled."""
 
 HANG_SECONDS: Final = 10.0
-"""Beyond the time that it meant to wait, the worker may be late by this before it is taken to hang."""
+"""The worker is taken to hang when it is late by this, beyond the time that it meant to wait."""
 
 
 class Worker:
@@ -111,17 +118,19 @@ class Worker:
         self._poll_interval = poll_interval
         self._rng = Random()
         self._stopping = False
-        self._horizon = 0  # transactions below it may have changed rows without ringing; 0 once all have ended
-        self._evaluates_at = 0.0  # not sooner, by time.monotonic()
-        self._fruitless = 0  # claims in a row that found nothing
-        self._touched = TOUCHED_MAX  # rows that the next evaluation takes: as many as end in time
-        self._barren = 0  # evaluations in a row, without sleep, after which nothing was to be sent
-        self._waits: list[tuple[float, float]] = []  # under way: since when, by time.monotonic(), and for how long
-        self._unanswered = 0  # claims
-        self._answered_at = float("-inf")  # the last of them, by time.monotonic()
+        # Moments here are those of time.monotonic().
+        self._horizon = 0  # transactions with a lower id may have changed rows without ringing; 0: all have ended
+        self._evaluates_at = 0.0  # not sooner
+        self._empty_claims = 0  # in a row
+        self._touched_max = TOUCHED_MAX  # rows that the next evaluation takes: as many as end in time
+        self._idle_evaluations = 0  # in a row, since the last sleep, that led to no push
+        self._failed_evaluations = 0  # of these, in a row, in which a scenario failed
+        self._waits: list[tuple[float, float]] = []  # under way: since when, and for how long
+        self._unanswered = 0  # claims that the database has not answered yet
+        self._answered_at = float("-inf")  # when it last answered one
         self._allowing = anyio.Lock(fast_acquire=True)
-        self._help_ended: anyio.Event | None = None  # while somebody helps to claim
-        self._help_failed: Exception | None = None
+        self._helper_ended: anyio.Event | None = None  # there is one while the helper is at work
+        self._helper_error: Exception | None = None
         self.refusal: SchemaBroke | None = None  # set when it stopped because it cannot work with the schema any more
         self.drained = anyio.Event()  # set once there was nothing left to do for the first time
 
@@ -136,8 +145,10 @@ class Worker:
         self._bell.ring(Wakeup.POLL)
 
     def hangs(self, now: float) -> bool:
-        """Whether at this moment of time.monotonic() it should have moved on long ago. For the database or the disk it
-        waits as long as it takes, and so does whoever waits for a slot meanwhile: that is never its own fault."""
+        """Whether, at this moment of time.monotonic(), it should have moved on long ago.
+
+        Waiting for the database or the disk is no hanging, however long it takes; nor is waiting for a slot meanwhile.
+        """
         if self._unanswered > 0 or self._recorder.unwritten > 0:
             return False
         moved_at = max(self._answered_at, self._recorder.finished_at)
@@ -145,6 +156,7 @@ class Worker:
 
     @contextmanager
     def _moving_within(self, seconds: float) -> Iterator[None]:
+        """A wait of the worker that is meant to end within these seconds: see `hangs`."""
         wait = time.monotonic(), seconds
         self._waits.append(wait)
         try:
@@ -159,7 +171,7 @@ class Worker:
             while not self._stopping:
                 try:
                     busy = await self._turn(batches)
-                    await self._call_help(batches, wanted=busy)
+                    await self._run_helper(batches, wanted=busy)
                     waiting = None if busy else await self._store.waiting()
                     failures = 0
                     self._health.clear("database_away")
@@ -168,62 +180,62 @@ class Worker:
                         await self._back_off()
                     elif waiting is None or self._has_work(waiting):
                         await self._locks.stay_awake()
-                        await self._breathe(waiting)
+                        await self._wait_to_evaluate(waiting)
                     else:
                         self.drained.set()
-                        await self._rest(waiting)
+                        await self._sleep(waiting)
                 except SchemaBroke as error:
                     self._refuse(error)
                 except (*STORE_ERRORS, TimeoutError) as error:
-                    # A function that is gone may mean that the schema has moved on.
+                    # It may be that a function is gone, because the schema was migrated to a newer version.
                     if await self._store.is_broken():
                         self._refuse(SchemaBroke(SCHEMA_BROKE))
                         continue
                     failures += 1
                     self._health.set_unready("database_away")
-                    if failures in (1, 5) or failures % 30 == 0:
+                    if is_told(failures):
                         log.warning("database_away", failures=failures, exception=describe_exception(error))
                     with self._moving_within(delay := reconnect_delay(failures, self._rng)):
                         await self._bell.wait(delay)
 
     def _refuse(self, error: SchemaBroke) -> None:
-        """Claim nothing more, as for `stop`."""
+        """The schema is too new for this program: claim nothing more, as after `stop`."""
         log.critical("schema_broke")
         self.refusal = error
         self._stopping = True
 
     async def _turn(self, batches: anyio.abc.TaskGroup) -> bool:
-        """Evaluate and claim once; True if as much was claimed as could be, so that there is surely more."""
+        """Evaluate and claim once; True if the claim was full, so that there surely is more to claim."""
         allowed = await self._allowance()
-        return await self._hand_out(self._ask(allowed), allowed, batches)
+        return await self._send_claimed(self._evaluate_and_claim(allowed), allowed, batches)
 
-    async def _call_help(self, batches: anyio.abc.TaskGroup, *, wanted: bool) -> None:
-        """Have somebody claim beside this loop, or, where nobody is wanted, wait for the one who does. What went wrong
-        there is raised here."""
-        if self._help_ended is not None and not wanted:
-            await self._help_ended.wait()
-        failure, self._help_failed = self._help_failed, None
-        if failure is not None:
-            raise failure
-        if self._help_ended is None and wanted and not self._stopping:
-            self._help_ended = anyio.Event()
-            batches.start_soon(self._help, batches, self._help_ended)
+    async def _run_helper(self, batches: anyio.abc.TaskGroup, *, wanted: bool) -> None:
+        """Have a helper claim beside this loop; where none is `wanted`, wait for the end of the one that does. Raises
+        what went wrong in it."""
+        if self._helper_ended is not None and not wanted:
+            await self._helper_ended.wait()
+        error, self._helper_error = self._helper_error, None
+        if error is not None:
+            raise error
+        if self._helper_ended is None and wanted and not self._stopping:
+            self._helper_ended = anyio.Event()
+            batches.start_soon(self._help, batches, self._helper_ended)
 
     async def _help(self, batches: anyio.abc.TaskGroup, ended: anyio.Event) -> None:
-        """Claim as long as there is surely more; evaluations are left to the loop."""
+        """Claim as long as claims are full. The helper does not evaluate: that is for the loop alone."""
         try:
             while not self._stopping and (allowed := await self._allowance()):
                 claim = self._claim(allowed, 0)
-                if not await self._hand_out(claim, allowed, batches):
+                if not await self._send_claimed(claim, allowed, batches):
                     return
         except (*STORE_ERRORS, TimeoutError, SchemaBroke) as error:
-            self._help_failed = error
+            self._helper_error = error
         finally:
-            self._help_ended = None
+            self._helper_ended = None
             ended.set()
 
-    async def _hand_out(self, claim: Awaitable[Claimed], allowed: int, batches: anyio.abc.TaskGroup) -> bool:
-        """Send what a claim brings; True if that is as much as was allowed."""
+    async def _send_claimed(self, claim: Awaitable[Claimed], allowed: int, batches: anyio.abc.TaskGroup) -> bool:
+        """Send what a claim brings; True if the claim was full: as many prompts as it was `allowed`."""
         self._unanswered += 1
         try:
             claimed = await claim
@@ -237,63 +249,72 @@ class Worker:
         if allowed == 0:
             return False
         self._pacing.give_back(time.monotonic(), allowed - len(claimed.prompts))
-        self._fruitless = 0 if claimed.prompts or claimed.decided else self._fruitless + 1
+        self._empty_claims = 0 if claimed.prompts or claimed.decided else self._empty_claims + 1
         for decided in claimed.decided:
             if decided.decision in ("skipped", "expired"):
                 self._metrics.prompts_total.inc(decided.scenario_type, decided.decision)
-        if claimed.prompts and self._spool.failing:  # since the claim was sent off: what FCM accepts could not be kept
+        if claimed.prompts and self._spool.failing:  # it began to fail after the claim was sent off
             self._dispatcher.expect(-len(claimed.prompts))
             batches.start_soon(self._dispatcher.give_back, claimed.prompts)
         elif claimed.prompts:
             batches.start_soon(self._dispatch, claimed.prompts)
-            # its task begins, then the tasks of its prompts: they send before the database is asked again
+            # First its task begins, then the tasks of its prompts: so they send before the database is asked again.
             for _ in range(2):
                 await anyio.lowlevel.checkpoint()
         return len(claimed.prompts) + len(claimed.decided) == allowed
 
     async def _allowance(self) -> int:
-        """How many prompts may be claimed now, whose slots are taken with that; waits until there is one."""
+        """How many prompts may be claimed now. Waits until there is a slot for one, and takes the slots of all."""
         if not self._may_claim():
             return 0
         async with self._allowing:
-            # A slot is taken until its send is answered or given up, which the lease bounds.
+            # A slot is free again once its send is answered or given up: at the latest when the lease ends.
             with self._moving_within(self._config.lease.total_seconds() + self._config.send_deadline):
                 wanted = min(await self._dispatcher.wait_free(), CLAIM_MAX)
-            if self._stopping or not self._may_claim():  # a spool may have failed for what was sent meanwhile
+            if self._stopping or not self._may_claim():  # it may be otherwise by now
                 return 0
             allowed = self._pacing.allowance(time.monotonic(), wanted)
             self._dispatcher.expect(allowed)
         return allowed
 
-    async def _ask(self, allowed: int) -> Claimed:
-        """Claim so many prompts, and before that evaluate touched people, unless that was done just now."""
+    async def _evaluate_and_claim(self, allowed: int) -> Claimed:
+        """Evaluate touched people, unless that was done just now, and then claim so many prompts."""
         began = time.monotonic()
         evaluates = began >= self._evaluates_at
         if not evaluates and allowed == 0:
             return Claimed((), ())
         try:
-            claimed = await self._claim(allowed, self._touched if evaluates else 0)
+            claimed = await self._claim(allowed, self._touched_max if evaluates else 0)
         except CalledOff:
             if not evaluates:
                 raise
             log.error("evaluation_hangs", seconds=CLAIM_PATIENCE, source="touched")
             self._evaluates_at = time.monotonic() + HANGING_PAUSE
-            self._touched = max(self._touched // 10, 1)
+            self._touched_max = max(self._touched_max // 10, 1)
             return Claimed((), ())
         for scenario_id in claimed.broken:
             log.error("evaluation_failed", scenario_id=scenario_id, source="touched")
         if evaluates:
             ended = time.monotonic()
             if ended - began < CLAIM_PATIENCE / 4:
-                self._touched = min(2 * self._touched, TOUCHED_MAX)
-            pause = max(BREATH * (ended - began), min(BARREN_STEP * self._barren, NAP))
-            self._evaluates_at = ended + min(pause, BREATH_MAX)
-            self._barren = 0 if claimed.prompts else self._barren + 1
+                self._touched_max = min(2 * self._touched_max, TOUCHED_MAX)
+            self._evaluates_at = ended + self._pause_after(ended - began, claimed)
         return claimed
 
+    def _pause_after(self, seconds: float, claimed: Claimed) -> float:
+        """The pause after an evaluation that took so many seconds, together with this claim."""
+        pause = max(PAUSE_FACTOR * seconds, min(IDLE_PAUSE_STEP * self._idle_evaluations, LOOK_SECONDS))
+        self._idle_evaluations = 0 if claimed.prompts else self._idle_evaluations + 1
+        self._failed_evaluations = self._failed_evaluations + 1 if claimed.broken and not claimed.prompts else 0
+        failing_pause = IDLE_PAUSE_STEP * 2.0 ** min(self._failed_evaluations, 10) if self._failed_evaluations else 0.0
+        return max(min(pause, PAUSE_MAX), min(failing_pause, FAILING_PAUSE_MAX))
+
     async def _claim(self, count: int, touched: int) -> Claimed:
-        """Claim. Cancelled, it waits a moment for the answer and gives back what it claimed: nothing of that was sent,
-        and yet nobody could know."""
+        """Claim up to `count` prompts, after evaluating up to `touched` touched rows.
+
+        When it is cancelled it waits a moment for the answer, and gives the claimed prompts back: nothing of them was
+        sent, but without this nobody would know, and they would end unknown.
+        """
         config = self._config
         claim = asyncio.ensure_future(self._store.claim(config.owner, count, config.lease, touched=touched))
         try:
@@ -303,76 +324,81 @@ class Worker:
                 await self._dispatcher.give_back((await claim).prompts)
             raise
 
-    async def _breathe(self, waiting: Waiting | None) -> None:
-        """When there is nothing but touched people, wait until they may be evaluated, or for a look at what else there
-        is: nobody rings while this is awake."""
-        pause = min(self._evaluates_at - time.monotonic(), BREATH_MAX)
-        if waiting is not None and (not waiting.ready or self._fruitless > 0) and pause > 0:
+    async def _wait_to_evaluate(self, waiting: Waiting | None) -> None:
+        """When there is nothing to do but to evaluate, wait until that may be done again. Not for long: nobody rings
+        while the worker is awake, so it has to look for other work by itself."""
+        pause = min(self._evaluates_at - time.monotonic(), PAUSE_MAX)
+        if waiting is not None and (not waiting.ready or self._empty_claims > 0) and pause > 0:
             with self._moving_within(pause):
                 await self._bell.wait(pause)
 
     def _may_claim(self) -> bool:
-        """Whether what is accepted could be kept: a spool that fails, or too much that is owed, stops the claiming."""
+        """Whether there is room for the records of more pushes: not while the spool fails, nor while many records are
+        owed to the database (see `pgherald.recorder`)."""
         return not self._spool.failing and self._recorder.owed <= self._config.max_in_flight
 
     def _has_work(self, waiting: Waiting) -> bool:
         return waiting.touched or (waiting.ready and self._may_claim() and self._pacing.ready_in(time.monotonic()) <= 0)
 
     def _is_kept_from(self, waiting: Waiting) -> bool:
-        """Whether what is ready cannot be had: all is paused, or somebody holds the rows. Once is no sign of it."""
-        return self._fruitless > 1 and waiting.ready and not waiting.touched and self._has_work(waiting)
+        """Whether prompts are ready and yet claims stay empty: all is paused, or another session has the rows locked.
+        One empty claim is no sign of that: another daemon may have been faster."""
+        return self._empty_claims > 1 and waiting.ready and not waiting.touched and self._has_work(waiting)
 
     async def _back_off(self) -> None:
-        """Wait for that to end, ever longer up to a second."""
+        """Asleep, wait for that to end: ever longer, up to a second."""
         await self._fall_asleep()
-        delay = min(FIRST_DOZE * 2.0 ** min(self._fruitless - 2, 10), BACK_OFF_MAX, self._poll_interval)
+        delay = min(FIRST_WAIT * 2.0 ** min(self._empty_claims - 2, 10), BACK_OFF_MAX, self._poll_interval)
         with self._moving_within(delay):
             await self._bell.wait(delay)
 
     async def _fall_asleep(self) -> bool:
-        """Let the lock go that keeps writers from ringing; True if it was held until now. Whoever saw it held did not
-        ring, and may commit only later: they are awaited, whatever wakes this loop in between."""
-        self._barren = 0
+        """Let go of the lock that keeps writers from ringing; True if it was held until now.
+
+        Transactions that saw it held did not ring, and some may commit later. `_horizon` remembers which those may be:
+        until they have ended the loop polls, whatever wakes it in between.
+        """
+        self._idle_evaluations = self._failed_evaluations = 0
         horizon = await self._locks.fall_asleep()
         if horizon is not None:
             self._horizon = horizon
         return horizon is not None
 
-    async def _rest(self, waiting: Waiting) -> None:
-        """Sleep until there may be work; every way out of here is followed by a look for it."""
-        if self._bell.pealed(LINGER) and await self._linger():
+    async def _sleep(self, waiting: Waiting) -> None:
+        """Sleep until there may be work; whatever ends the sleep, the loop then looks for it."""
+        if self._bell.rings_often(STAY_AWAKE_SECONDS) and await self._stay_awake():
             return
         if await self._fall_asleep():
             waiting = await self._store.waiting()
-        doze = FIRST_DOZE
+        between_polls = FIRST_WAIT
         while not self._has_work(waiting) and not self._stopping:
             if waiting.oldest_running >= self._horizon:
                 self._horizon = 0
-            patience = min(self._poll_interval, doze) if self._horizon else self._poll_interval
+            patience = min(self._poll_interval, between_polls) if self._horizon else self._poll_interval
             wait = min(patience, self._until_due(waiting))
             with self._moving_within(wait):
                 source = await self._bell.wait(wait)
             if source is not Wakeup.POLL or wait >= self._poll_interval:
                 self._metrics.wakeups_total.inc(source)
                 return
-            doze *= 2
+            between_polls *= 2
             waiting = await self._store.waiting()
 
-    async def _linger(self) -> bool:
-        """Stay awake for a moment, looking now and then; True if there was work. A busy app's writers would all ring
-        again at once, and queue for each other to do so."""
+    async def _stay_awake(self) -> bool:
+        """Stay awake for a moment, looking for work now and then; True if there was some. If it fell asleep at once,
+        all writers of a busy app would ring again, and queue for NOTIFY's lock."""
         await self._locks.stay_awake()
-        until = time.monotonic() + LINGER
+        until = time.monotonic() + STAY_AWAKE_SECONDS
         while time.monotonic() < until and not self._stopping:
-            with self._moving_within(NAP):
-                source = await self._bell.wait(NAP)
+            with self._moving_within(LOOK_SECONDS):
+                source = await self._bell.wait(LOOK_SECONDS)
             if self._has_work(await self._store.waiting()):
                 self._metrics.wakeups_total.inc(source)
                 return True
         return False
 
     def _until_due(self, waiting: Waiting) -> float:
-        """Seconds until the next prompt may be claimed, as far as the database or the rate says."""
+        """Seconds until the next prompt may be claimed, by its `not_before` and by the sending rate."""
         seconds = float("inf")
         if waiting.ready and self._may_claim():
             seconds = max(0.001, self._pacing.ready_in(time.monotonic()))

@@ -1,8 +1,8 @@
 -- Which scenarios a coordinator may see and change: row-level security over the view herald.source_coordinator.
 -- The set-returning helpers run once a statement, not once a row; and as arrays they let the indexes be used, so that a
 -- coordinator's list costs what their chapter holds, not what the table does (tests/bench/rls.py).
--- What depends on how a run went is not in the row of a scenario, which coordinators of several chapters may read: that
--- evaluated_through moved says that a run came by, whatever it met; the rest is in catch_up and evaluation_run, closed.
+-- How a run went is kept out of the row of a scenario, because coordinators of several chapters may read that. evaluated_through
+-- moves on with each run, whatever that met; the rest is in catch_up and evaluation_run, which are closed to clients.
 
 -- A chapter's organisation is that of its people: null as long as it has none.
 create or replace function herald.my_scopes()
@@ -89,14 +89,17 @@ begin
 end
 $$;
 
+-- False and never null, which a caller's `not` would let through: of no chapter, the second condition alone is null.
 create or replace function herald.may_read(p_organisation uuid, p_chapter uuid)
 returns boolean
 language sql stable
 set search_path = pg_catalog, pg_temp
-return
+return coalesce(
   herald.is_staff()
   or p_chapter in (select herald.my_chapters())
-  or (p_chapter is null and p_organisation in (select herald.my_organisations()));
+  or (p_chapter is null and p_organisation in (select herald.my_organisations())),
+  false
+);
 comment on function herald.may_read is 'Whether the caller may read scenarios of this organisation (chapter null) or chapter.';
 revoke all on function herald.may_read from public;
 

@@ -34,6 +34,10 @@ begin
       if length(p_value #>> '{}') > 200 then
         return 'must be a text of at most 200 characters';
       end if;
+      -- terminals obey the rest
+      if p_value #>> '{}' ~ '[\u0001-\u001f\u007f-\u009f]' then
+        return 'must be a text of visible characters, on one line';
+      end if;
       if p_schema ? 'enum' and not p_schema -> 'enum' @> p_value then
         return 'must be one of ' || (p_schema ->> 'enum');
       end if;
@@ -54,6 +58,14 @@ begin
           return 'has an element that ' || v_problem;
         end if;
       end loop;
+      if p_schema -> 'rising' = 'true' then
+        for v_place in 1 .. jsonb_array_length(p_value) - 1
+        loop
+          if (p_value ->> v_place)::numeric <= (p_value ->> (v_place - 1))::numeric then
+            return 'must rise from each number to the next';
+          end if;
+        end loop;
+      end if;
     else
       null;
   end case;
@@ -61,7 +73,7 @@ begin
 end
 $$;
 comment on function herald.value_problem is
-  'What is wrong with a value by a JSON Schema property (type, minimum, maximum, enum, pattern, items, minItems, maxItems); null when nothing.';
+  'What is wrong with a value by a JSON Schema property (type, minimum, maximum, enum, pattern, items, minItems, maxItems, and rising: true, of a list of numbers); null when nothing.';
 revoke all on function herald.value_problem from public;
 
 -- A schema without "properties" accepts any parameters.
@@ -167,6 +179,14 @@ begin
     raise exception 'the description of scenario type "%" has no sentence in English', p_scenario_type
       using errcode = 'invalid_parameter_value', hint = 'give at least {"en": "Send {days:day|days} after ..."}';
   end if;
+  select format('the sentence "%s" of scenario type "%s" is not a text', d.key, p_scenario_type) into v_bad
+  from jsonb_each(p_description) as d
+  where jsonb_typeof(d.value) <> 'string' or d.value = '""'
+  limit 1;
+  if v_bad is not null then
+    raise exception '%', v_bad
+      using errcode = 'invalid_parameter_value', hint = 'leave out a language that has none: it is answered in English';
+  end if;
   select format('the sentence "%s" of scenario type "%s" names the unknown parameter "%s"', d.key, p_scenario_type, m.names[1]) into v_bad
   from jsonb_each_text(p_description) as d
   cross join lateral regexp_matches(d.value, '[[{](\w+)', 'g') as m (names)
@@ -235,7 +255,9 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 return case
   when p_scenario.organisation_id is null then 'organisation_id is missing'
-  when p_scenario.name is null or length(p_scenario.name) not between 1 and 200 then 'name must be a text of 1 to 200 characters'
+  when p_scenario.name is null or length(p_scenario.name) not between 1 and 200
+    or p_scenario.name ~ '[\u0001-\u001f\u007f-\u009f]'
+    then 'name must be a text of 1 to 200 characters, all visible and on one line'
   when p_scenario.title_key !~ '^[A-Za-z0-9_.-]{1,100}$' then 'title_key must be a key such as "inactivity_title", not a text'
   when p_scenario.body_key !~ '^[A-Za-z0-9_.-]{1,100}$' then 'body_key must be a key such as "inactivity_body", not a text'
   when p_scenario.presentation not in ('alert', 'data') then 'presentation must be alert or data'
@@ -261,8 +283,18 @@ end;
 comment on function herald.scenario_problem is 'What is wrong with the columns of a scenario, but for its params; null when nothing.';
 revoke all on function herald.scenario_problem from public;
 
--- Fills in what may be left out, and refuses what makes no sense. Months and years of a cooldown become days: the
--- windows of the unique constraint need a length that is the same at any time of the year.
+create or replace function herald.in_days(p_duration interval)
+returns interval
+language sql immutable
+set search_path = pg_catalog, pg_temp
+return p_duration
+  - make_interval(years => extract(year from p_duration)::integer, months => extract(month from p_duration)::integer)
+  + make_interval(days => 365 * extract(year from p_duration)::integer + 30 * extract(month from p_duration)::integer);
+comment on function herald.in_days is 'A duration with 30 days for a month and 365 for a year.';
+revoke all on function herald.in_days from public;
+
+-- Fills in what may be left out, and refuses what makes no sense. Months and years become days: the windows of the unique
+-- constraint need a length that is the same at any time of the year, and herald.describe() says how long it is.
 create or replace function herald.checked_scenario(p_scenario herald.scenario)
 returns herald.scenario
 language plpgsql stable
@@ -276,7 +308,8 @@ begin
   from herald.scenario_type as t
   where t.scenario_type = p_scenario.scenario_type;
   if not found then
-    raise exception 'scenario "%": unknown scenario type "%"', coalesce(p_scenario.name, '(without a name)'), p_scenario.scenario_type
+    raise exception 'scenario "%": %', coalesce(p_scenario.name, '(without a name)'),
+      coalesce('unknown scenario type "' || p_scenario.scenario_type || '"', 'scenario_type is missing')
       using errcode = 'foreign_key_violation', column = 'scenario_type', table = 'scenario', schema = 'herald',
             hint = 'known: ' || (select string_agg(t.scenario_type, ', ' order by t.scenario_type) from herald.scenario_type as t);
   end if;
@@ -295,11 +328,8 @@ begin
             column = split_part(v_problem, ' ', 1), table = 'scenario', schema = 'herald',
             hint = 'the columns are explained by \d+ herald.scenario';
   end if;
-  if extract(year from p_scenario.cooldown) <> 0 or extract(month from p_scenario.cooldown) <> 0 then
-    p_scenario.cooldown := p_scenario.cooldown
-      - make_interval(years => extract(year from p_scenario.cooldown)::integer, months => extract(month from p_scenario.cooldown)::integer)
-      + make_interval(days => 365 * extract(year from p_scenario.cooldown)::integer + 30 * extract(month from p_scenario.cooldown)::integer);
-  end if;
+  p_scenario.cooldown := herald.in_days(p_scenario.cooldown);
+  p_scenario.expires_after := herald.in_days(p_scenario.expires_after);
   return p_scenario;
 end
 $$;
@@ -349,10 +379,10 @@ begin
     delete from herald.catch_up as c
     where c.scenario_id = new.scenario_id;
   elsif new.evaluated_through < old.evaluated_through then
-    -- not to where it once began: what had expired before stays so, unless the new start lies further back
+    -- Set back. What had expired already stays so, unless the new start lies further back than that.
     new.evaluated_from := least(new.evaluated_through, greatest(old.evaluated_from, now() - new.expires_after));
     new.started_at := now();
-    -- nor in a chapter that has been behind for longer
+    -- The same for a chapter that has been behind for longer.
     v_expired := least(new.evaluated_from, now() - new.expires_after);
     update herald.catch_up as c
     set evaluated_through = greatest(c.evaluated_through, v_expired), catch_up_from = greatest(c.catch_up_from, v_expired)

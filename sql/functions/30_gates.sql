@@ -110,9 +110,10 @@ return (('x' || substr(md5(p_scenario::text || p_user::text), 1, 7))::bit(28)::i
 comment on function herald.in_canary is 'Whether a person belongs to the stable percentage of a canary scenario.';
 revoke all on function herald.in_canary from public;
 
--- When a prompt is too old to be sent. A scenario started or set back counts from then what it reached because of that: what
--- lies after its new start, or was decided on since (p_made_at; a rule changed afterwards moves the start on). Whatever
--- waited from before comes not alive again. No SET and not strict, so that it is inlined into the claim.
+-- When a prompt is too old to be sent: expires_after after it was due. But what a scenario reached only because it was started or
+-- set back counts from that moment (p_started_at): what was due after its new start (p_evaluated_from), and what was made since
+-- then (p_made_at, because a rule that is changed later moves the start on). What had waited since before does not come alive
+-- again. No SET and not strict, so that it is inlined into the claim.
 create or replace function herald.expires_at(
   p_due_at timestamptz, p_made_at timestamptz, p_evaluated_from timestamptz, p_started_at timestamptz, p_expires_after interval
 )
@@ -126,9 +127,10 @@ revoke all on function herald.expires_at from public;
 -- What becomes of each candidate at p_now: decision 'send', or the gate. Of several candidates of one person one is
 -- sent, the latest due. A candidate outside the scenario's scope is dropped without a trace: evaluators need not care
 -- for scope. Rows of prompts that ended without a push (failed, skipped, expired) may be armed again.
--- plpgsql for its plan, which a session makes once: planning takes several times as long as running it for a few people.
--- It may be made while the outbox is still empty, and live while it fills: so no sequential scans, `offset 0` against a hash
--- of all prompts instead of a look-up, and `is not distinct from` where an index on that column would read far too much.
+-- plpgsql, because a session makes its plan once: for a few people, planning takes several times as long as running it. The plan
+-- may be made while the outbox is still empty, and used when it is full. So: no sequential scans; `offset 0`, which keeps a look-up
+-- from becoming a hash of all prompts; and `is not distinct from`, which no index serves, where one on that column would read far
+-- too much.
 create or replace function herald.gate(p_scenario herald.scenario, p_candidates herald.candidate[], p_now timestamptz)
 returns table (user_id uuid, activity_ref text, due_at timestamptz, decision text, not_before timestamptz)
 language plpgsql stable rows 10

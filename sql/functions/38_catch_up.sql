@@ -1,9 +1,12 @@
--- Chapters that are behind in a scenario: a run failed there, was held, or found too much at once. Each by itself, so that
--- what one chapter meets changes neither what a run does for another nor what its coordinators can read: the row of the
--- scenario tells that it was evaluated, and herald.catch_up, closed to clients, for whom it has to be done again.
+-- Chapters that are behind in a scenario: a run failed there, was held, or found too many candidates at once. (Held: it would
+-- have made more than max_prompts_per_run prompts, and waits for `pgherald resume`.) Each such chapter has a row in
+-- herald.catch_up, which says from when on the scenario has to be evaluated again for it. So what happens in one chapter
+-- changes neither what a run does for another, nor what the coordinators of another can read: the row of the scenario, which
+-- several may read, says only that it was evaluated, and herald.catch_up is closed to clients.
 -- Lock order: scenario row, then herald.catch_up.
 
--- The lock: a scheduled run holds it from before it reads these rows until it has deleted them.
+-- Locks the row of the scenario. A scheduled run has it locked from before it reads herald.catch_up until it has deleted what
+-- it read: so it never deletes a row that was changed in between.
 create or replace function herald.fall_behind(p_scenario herald.scenario, p_chapter uuid, p_from timestamptz, p_held_at timestamptz default null)
 returns void
 language plpgsql
@@ -22,7 +25,8 @@ $$;
 comment on function herald.fall_behind is 'Notes that the next scheduled run starts from p_from in this chapter, and whether it is held there.';
 revoke all on function herald.fall_behind from public;
 
--- p_held: those that this very run held.
+-- After a scheduled run for p_chapters that got as far as p_through. Those that this very run held (p_held) stay as they are.
+-- The others are up to date if it got to p_now, and their rows go; else they are behind from p_through on.
 create or replace function herald.caught_up(p_scenario herald.scenario, p_chapters uuid[], p_held uuid[], p_through timestamptz, p_now timestamptz)
 returns void
 language plpgsql
@@ -47,9 +51,11 @@ $$;
 comment on function herald.caught_up is 'Notes that these chapters, but for those held, were evaluated up to p_through: no longer behind when that is p_now.';
 revoke all on function herald.caught_up from public;
 
--- What has to wait: each chapter that is over the limit by itself; and, where the others together are over it, all of them,
--- for the limit is what one run may make. A release is for one run to the end, however many prompts that makes.
--- Runs for touched users count as one for a minute; what they made is counted where the people are.
+-- max_prompts_per_run is the limit of one run. Held is each chapter that is over it by itself; and where the others are over it
+-- together, all of those. A chapter that was released (`pgherald resume`) is left out, until a run has caught up there, however
+-- many prompts that makes.
+-- Runs for touched users are many and small, so those of a minute count as one (p_made): each prompt in the chapter of its
+-- person.
 create or replace function herald.hold(
   p_scenario herald.scenario, p_candidates herald.candidate[], p_from timestamptz, p_made bigint, p_touched boolean, p_now timestamptz,
   out candidates herald.candidate[], out chapters uuid[], out wanted bigint
@@ -65,6 +71,7 @@ begin
   wanted := 0;
   for v_over in
     with person as (
+      -- whom this run would make a prompt for, and whom the runs for touched users of the last minute did
       select g.user_id, 1 as wanted
       from herald.gate(p_scenario, p_candidates, p_now) as g
       where g.decision in ('send', 'quiet_hours')
@@ -146,7 +153,7 @@ $$;
 comment on function herald.not_held is 'Those of these people in whose chapter the scenario is not held.';
 revoke all on function herald.not_held from public;
 
--- Chapters null: all that are not behind, and people nobody knows.
+-- p_chapters null: those of all chapters that are not behind, and candidates who are no recipients (which the gate counts).
 create or replace function herald.candidates_in(p_scenario herald.scenario, p_chapters uuid[], p_candidates herald.candidate[])
 returns herald.candidate[]
 language plpgsql stable

@@ -1,10 +1,12 @@
--- Evaluation: candidates -> gates -> prompts. Scheduled runs cover the time since the last one; runs for touched users
--- look back as far as a prompt may still be sent. Both go through herald.decide(), so they cannot differ. What fails is
--- tried again chapter by chapter, so that the rows of one chapter never decide what becomes of another.
--- Lock order: scenario row (scheduled runs), touched users, prompts, open prompts, history.
+-- Evaluation: candidates -> gates -> prompts. Here are herald.decide(), which scheduled runs and runs for touched users
+-- (41_touched.sql) both go through, so that they cannot differ; and the scheduled run, which covers the time since the last one.
+-- What fails is tried again chapter by chapter, so that the rows of one chapter never decide what becomes of another.
+-- Lock order: scenario row, prompts, open prompts, history.
 
--- Gates candidates and writes what follows. p_made: prompts that count as made by this very run. Rows are inserted in the
--- order of people, so that runs at the same time wait for one another rather than in a circle.
+-- Asks the gates about candidates and writes what follows: prompts that are new, armed again (they had ended without a push), or
+-- withdrawn, with their history. p_users null: a scheduled run. p_made: prompts that count as made by this run, toward
+-- max_prompts_per_run. Rows are inserted in the order of user_id, so that of two runs at the same time one waits for the other,
+-- and never each for the other.
 create or replace function herald.decide(
   p_scenario herald.scenario, p_candidates herald.candidate[], p_window tstzrange, p_users uuid[], p_now timestamptz, p_made bigint,
   out candidates integer, out prompts integer, out suppressed jsonb, out held uuid[]
@@ -19,7 +21,7 @@ declare
   v_wanted bigint := 0;
 begin
   held := '{}';
-  -- Nobody due and nobody who could be withdrawn: done, the most common case.
+  -- The most common case: nobody is due, and nobody has an open prompt that could be withdrawn.
   if p_candidates = '{}' and (p_users is null or not exists (
     select from herald.open_prompt as o
     where o.user_id = any (p_users) and o.scenario_type = p_scenario.scenario_type
@@ -29,7 +31,7 @@ begin
     suppressed := '{}';
     return;
   end if;
-  -- no chapter has more than all together
+  -- If all chapters together are within the limit, each of them is.
   if cardinality(p_candidates) + p_made > p_scenario.max_prompts_per_run and p_scenario.mode <> 'shadow' then
     select h.* into v_hold
     from herald.hold(p_scenario, p_candidates, lower(p_window), p_made, p_users is not null, p_now) as h;
@@ -42,7 +44,7 @@ begin
   end if;
   with decided as materialized (
     select g.user_id, g.activity_ref, g.due_at, g.decision, g.not_before,
-      -- runs for touched users look at the same time again and again: what they found before is not counted again
+      -- runs for touched users look back over the same time again and again: what one found before is not counted again
       p_users is not null and exists (
         select from herald.prompt as p
         where p.user_id = g.user_id and p.scenario_id is not distinct from p_scenario.scenario_id and p.activity_ref = g.activity_ref
@@ -62,7 +64,8 @@ begin
         when p_users is null then d.not_before + random() * p_scenario.jitter
         else d.not_before
       end as not_before,
-      -- what expired has the key of the day on which it was due: that of today is left to what is sent today
+      -- of each day there is one idempotency key: what expired takes that of the day on which it was due, and leaves today's to
+      -- what is sent today
       (case d.decision when 'expired' then d.due_at else p_now end at time zone 'UTC')::date as evaluation_date
     from decided as d
     where d.decision in ('send', 'quiet_hours', 'no_device_token', 'expired') and p_scenario.mode <> 'shadow'
@@ -136,7 +139,7 @@ begin
     where d.decision <> 'send' and not d.known
     group by d.decision
     union all
-    -- somebody else decided on the same at this very moment
+    -- another transaction decided on the same at this very moment
     select 'duplicate', count(*) - (select count(*) from written as r where r.status = 'ready' and r.gate is null)
     from decided as d
     where d.decision = 'send'
@@ -159,77 +162,6 @@ comment on function herald.decide is
   'Gates candidates and writes the prompts; says how many candidates, prompts, and suppressed by gate; held: the chapters for which nothing was written, because there would be more than max_prompts_per_run.';
 revoke all on function herald.decide from public;
 
--- One run of one scenario for a few people. Its prompts count together with those that such runs made in the last minute:
--- a flood of single changes must not slip past max_prompts_per_run batch by batch.
-create or replace function herald.run(
-  p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamptz,
-  out candidates integer, out prompts integer, out suppressed jsonb
-)
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_made bigint := 0;
-begin
-  if p_scenario.max_prompts_per_run is not null then
-    select coalesce(sum(e.prompts), 0) into v_made
-    from herald.evaluation_run as e
-    where e.scenario_id = p_scenario.scenario_id and e.source = 'touched'
-      and e.started_at > p_now - interval '1 minute' and e.started_at <= p_now;
-  end if;
-  select d.candidates, d.prompts, d.suppressed into candidates, prompts, suppressed
-  from herald.decide(p_scenario, herald.candidates_of(p_scenario, p_window, p_users), p_window, p_users, p_now, v_made) as d;
-end
-$$;
-comment on function herald.run is
-  'One run of one scenario for p_users over a window: candidates, decisions, prompts; see herald.decide().';
-revoke all on function herald.run from public;
-
--- The same chapter by chapter, each in a block of its own. A scheduled run that has this scenario may take long: it is not
--- waited for, for claims wait as long.
-create or replace function herald.run_by_chapter(
-  p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamptz,
-  out candidates integer, out prompts integer, out suppressed jsonb, out error text, out again uuid[]
-)
-language plpgsql
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_part record;
-  v_run record;
-begin
-  candidates := 0;
-  prompts := 0;
-  suppressed := '{}';
-  again := '{}';
-  for v_part in
-    select r.chapter_id, array_agg(r.user_id) as people
-    from herald.source_recipient as r
-    where r.user_id = any (p_users)
-      and r.organisation_id = p_scenario.organisation_id and (p_scenario.chapter_id is null or r.chapter_id = p_scenario.chapter_id)
-    group by r.chapter_id
-  loop
-    begin
-      select r.* into v_run from herald.run(p_scenario, p_window, v_part.people, p_now) as r;
-      candidates := candidates + v_run.candidates;
-      prompts := prompts + v_run.prompts;
-      suppressed := herald.counted_together(suppressed, v_run.suppressed);
-    exception when others then
-      error := sqlstate || ': ' || sqlerrm;
-      perform from herald.scenario as s where s.scenario_id = p_scenario.scenario_id for no key update skip locked;
-      if found then
-        perform herald.fall_behind(p_scenario, v_part.chapter_id, lower(p_window));
-      else
-        again := again || v_part.people;
-      end if;
-    end;
-  end loop;
-end
-$$;
-comment on function herald.run_by_chapter is
-  'herald.run() for the people of each chapter by itself: one where it fails is left to the next scheduled run, and the error told; again: the people of those where a scheduled run has the scenario, for the next run for touched users.';
-revoke all on function herald.run_by_chapter from public;
-
 create or replace function herald.held_text(p_scenario herald.scenario, p_suppressed jsonb)
 returns text
 language sql stable
@@ -239,10 +171,11 @@ return format('held: %s prompts would exceed max_prompts_per_run = %s; look at p
 comment on function herald.held_text is 'What a run that was held says.';
 revoke all on function herald.held_text from public;
 
--- The scheduled run for some chapters, that begin at the same moment. Missed time is caught up, in slices, and decided on
--- as one. First for all of them together: that costs what fell due. Where that fails, or finds more than 200,000
--- candidates (be it among people outside the scenario's scope), chapter by chapter, of its own people alone: a chapter that
--- fails stays where it was, and of one that has too many the rest is for the next run. p_made: what this run made before.
+-- The scheduled run of a scenario for some chapters, from the same moment on. Time that was missed is caught up: it is read in
+-- slices, and decided on as one. First for all these chapters together, which costs what fell due. Where that fails, or finds
+-- more than 200,000 candidates (perhaps among people outside the scenario's scope), chapter by chapter, each with its own people
+-- alone. A chapter that fails then stays where it was; one that has too many candidates gets the rest in the next run.
+-- p_made: prompts that this run made before.
 create or replace function herald.evaluate_chapters(
   p_scenario herald.scenario, p_chapters uuid[], p_from timestamptz, p_now timestamptz, p_made bigint,
   out candidates integer, out prompts integer, out suppressed jsonb, out error text
@@ -258,7 +191,7 @@ declare
   v_part record;
   v_error text;
 begin
-  -- chapters that are behind may have begun before a rule that was changed since
+  -- A rule that was changed moves evaluated_from on; what is behind may start before that.
   p_scenario.evaluated_from := least(p_scenario.evaluated_from, p_from);
   begin
     select c.candidates, c.through into v_candidates, v_through
@@ -296,6 +229,7 @@ begin
       perform herald.fall_behind(p_scenario, v_part.chapter_id, p_from);
     end;
   end loop;
+  -- Of a chapter by itself, and not that of all together, if there was a chapter.
   if found then
     error := v_error;
   end if;
@@ -305,10 +239,10 @@ comment on function herald.evaluate_chapters is
   'The scheduled run of a scenario from p_from for these chapters; null: all that are not behind. The error is that of a chapter that could not be evaluated even by itself.';
 revoke all on function herald.evaluate_chapters from public;
 
--- The scheduled run. A scenario that another run is just evaluating is left to it. Chapters that are behind are evaluated
--- from where they are; evaluated_through moves on whatever came of it, for those who read it may not learn that from it.
--- The time-out: a transaction that holds a prompt open (an application's herald.enqueue) delays one
--- scenario, not all.
+-- The scheduled run. A scenario that another run is just evaluating is left to that run. Chapters that are behind are evaluated
+-- from where they are, the others from evaluated_through. That moves on whatever came of the run: coordinators of every chapter
+-- may read it, and must not learn from it what happened in another one.
+-- lock_timeout: a transaction that keeps a prompt locked (an application's herald.enqueue) delays one scenario, not all.
 create or replace function herald.evaluate(p_now timestamptz default now(), p_scenario uuid default null)
 returns table (scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
 language plpgsql security definer
@@ -398,7 +332,7 @@ begin
     v_ready := v_ready or prompts > 0;
     return next;
   end loop;
-  -- Also while a daemon is awake: a run may make more prompts than one can send, and the others sleep.
+  -- Also while a daemon is awake: there may be more prompts than that one can send, and others may sleep.
   if v_ready and pg_notification_queue_usage() < 0.5 then
     perform pg_notify('herald', '');
   end if;
@@ -408,108 +342,3 @@ comment on function herald.evaluate is
   'The scheduled run: every scenario that is not off (or one) up to p_now, one row each; an error is that scenario''s alone.';
 revoke all on function herald.evaluate from public;
 grant execute on function herald.evaluate to herald_daemon;
-
--- What was due earlier could not be sent any more; a scenario started or set back just now looks back to where it starts.
-create or replace function herald.touched_from(p_scenario herald.scenario, p_now timestamptz)
-returns timestamptz
-language sql stable
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-return case
-  when p_scenario.started_at > p_now - p_scenario.expires_after then p_scenario.evaluated_from
-  else greatest(p_scenario.evaluated_from, p_now - p_scenario.expires_after)
-end;
-comment on function herald.touched_from is 'How far a run for touched users looks back: as far as a prompt may still be sent.';
-revoke all on function herald.touched_from from public;
-
--- The event-driven run: takes up to p_limit touched rows and evaluates just those people, looking back as far as a
--- prompt may still be sent. A chapter where that fails or is held keeps its place in herald.catch_up. It raises for none of
--- that, nor for a lock that it did not get, for the daemon claims in the same statement: while a scheduled run has the
--- scenario, the people of that chapter stay touched, once each. Scenarios in the shadow have nothing to send, and the
--- scheduled run counts each of their candidates once. Scenarios that none of these people belong to are passed over; what
--- waits for people who are gone is stopped by the claim.
--- p_now null: the moment at which the rows are taken.
--- Generic plans: for a few people, planning would take most of the time from a change to its push. No sequential scans,
--- for such a plan may be made while the tables are still empty.
-create or replace function herald.evaluate_touched(p_limit integer default 1000, p_now timestamptz default null)
-returns table (scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-set timezone = 'UTC'
-set jit = off
-set lock_timeout = '5s'
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-as $$
-declare
-  v_now timestamptz;
-  v_users uuid[];
-  v_these uuid[];
-  v_again uuid[] := '{}';
-  v_scenario herald.scenario;
-  v_lower timestamptz;
-  v_run record;
-  v_began timestamptz;
-begin
-  with taken as (
-    delete from herald.touched_user as t
-    where t.ctid = any (array(select q.ctid from herald.touched_user as q limit p_limit for update skip locked))
-    returning t.user_id
-  )
-  select array_agg(distinct k.user_id) into v_users
-  from taken as k;
-  if v_users is null then
-    return;
-  end if;
-  -- Not the start of this transaction: whoever committed since then is among the taken, and due only now.
-  v_now := coalesce(p_now, clock_timestamp());
-  for v_scenario in
-    select s.*
-    from herald.scenario as s
-    where s.mode in ('on', 'canary')
-      and exists (
-        select from unnest(v_users) as u (user_id)
-        cross join lateral (
-          select v.organisation_id, v.chapter_id
-          from herald.source_recipient as v
-          where v.user_id = u.user_id
-          offset 0
-        ) as r
-        where r.organisation_id = s.organisation_id and (s.chapter_id is null or r.chapter_id = s.chapter_id)
-      )
-    order by s.priority desc, s.scenario_id
-  loop
-    v_began := clock_timestamp();
-    scenario_id := v_scenario.scenario_id;
-    v_lower := herald.touched_from(v_scenario, v_now);
-    v_these := herald.not_held(v_scenario, v_users);
-    continue when v_lower >= v_now or v_these = '{}';
-    begin
-      select r.*, null::text as error into v_run from herald.run(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
-    exception when others then
-      -- to the end of this function: whoever has one of the locks may have all, and would be waited for time and again
-      perform set_config('lock_timeout', '10ms', true);
-      select r.* into v_run from herald.run_by_chapter(v_scenario, tstzrange(v_lower, v_now, '(]'), v_these, v_now) as r;
-      v_again := v_again || v_run.again;
-    end;
-    candidates := v_run.candidates;
-    prompts := v_run.prompts;
-    suppressed := v_run.suppressed;
-    error := coalesce(v_run.error, case when suppressed ? 'held' then herald.held_text(v_scenario, suppressed) end);
-    duration := clock_timestamp() - v_began;
-    if candidates > 0 or error is not null then
-      insert into herald.evaluation_run (scenario_id, source, started_at, evaluated, candidates, prompts, suppressed, error, duration)
-      values (scenario_id, 'touched', v_now, tstzrange(v_lower, v_now, '(]'), candidates, prompts, suppressed, error, duration);
-      return next;
-    end if;
-  end loop;
-  if v_again <> '{}' then
-    insert into herald.touched_user (user_id)
-    select distinct u.user_id from unnest(v_again) as u (user_id);
-  end if;
-end
-$$;
-comment on function herald.evaluate_touched is
-  'The event-driven run: evaluates up to p_limit touched rows'' people in every scenario; one row per scenario that found somebody or failed.';
-revoke all on function herald.evaluate_touched from public;
-grant execute on function herald.evaluate_touched to herald_daemon;

@@ -1,10 +1,10 @@
--- The queue: herald.open_prompt has a row for each prompt that is ready or sending, kept by triggers in the statement that
+-- The queue: herald.open_prompt has a row for each prompt that is ready or sending. Triggers keep it so, in the very statement that
 -- changes herald.prompt, whoever makes it. So herald.prompt needs no index that a claim or a settlement would have to touch.
--- Lock order: whoever writes here has the prompt locked, so it waits only for another prompt of the same person and type
--- that is opened at this very moment; and then fails with unique_violation.
+-- Lock order: whoever writes here has the prompt locked already. So it waits only for a transaction that opens another prompt of the
+-- same person and type at this very moment, and then fails with unique_violation.
 
--- The plan is made once, for many rows and for few, be it while the queue is empty: so each row is looked up by the primary
--- key, always (`offset 0`), and then taken where it lies. What changes nothing here is read, and not written.
+-- A session makes the plan once, perhaps while the queue is empty, and uses it for few rows and for many. So each row is looked up
+-- by the primary key, always (`offset 0`), and then changed by its ctid. A row that stays as it is is read, and not written.
 create or replace function herald.keep_open_prompts()
 returns trigger
 language plpgsql security definer
@@ -16,7 +16,8 @@ set enable_mergejoin = off
 as $$
 begin
   if tg_level = 'ROW' then
-    -- renamed; what it is now is for the trigger of the statement, which comes after this
+    -- The key in the queue has changed: the row of the old one goes. The trigger of the statement, which comes after this, makes
+    -- the new one.
     delete from herald.open_prompt as o
     where o.user_id = old.user_id and o.scenario_type = old.scenario_type and o.prompt_id = old.prompt_id;
   elsif tg_op = 'UPDATE' then
@@ -71,10 +72,10 @@ $$;
 comment on function herald.keep_open_prompts is 'Trigger: herald.open_prompt has what is ready or sending, and nothing else.';
 revoke all on function herald.keep_open_prompts from public;
 
--- For where it is wrong all the same, after triggers were disabled: says how many rows it put right. Reads all prompts, and
--- nobody writes any meanwhile. Of several that are open of one person and type, one stays so: one that is on its way, else
--- the oldest. What else is ready is a duplicate; what else is on its way ends as a sweep would end it, and its owner may
--- still say what became of it.
+-- For a queue that is wrong all the same, after triggers were disabled. Says how many rows it put right. Reads all prompts, and lets
+-- nobody write any meanwhile. Of several open prompts of one person and type one stays open: one that is sending, else the oldest.
+-- Of the others, one that is ready is skipped as a duplicate, and one that is sending ends as a sweep would end it; its owner may
+-- still report what became of it.
 create or replace function herald.mend_open_prompts()
 returns bigint
 language plpgsql

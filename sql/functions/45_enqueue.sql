@@ -1,4 +1,6 @@
 -- For developers: decide on one push by hand. The same gates as an evaluation, the same promise.
+-- Lock order: prompt, open prompt, history. It waits for whoever has a prompt of this person and type in hand, such as a
+-- scheduled run: not for long, for it is called in a transaction of the application.
 
 create or replace function herald.enqueue(
   p_scenario uuid, p_user uuid, p_activity_ref text, p_due_at timestamptz default now(),
@@ -8,6 +10,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
+set lock_timeout = '5s'
 as $$
 declare
   v_scenario herald.scenario;
@@ -62,9 +65,13 @@ begin
         and p.status in ('failed', 'skipped', 'expired') and p.gate is distinct from 'discarded'
       returning p.prompt_id into prompt_id;
     end if;
-  exception when unique_violation then
-    -- another prompt of the type was opened at this very moment
-    prompt_id := null;
+  exception
+    when unique_violation then
+      -- another prompt of the type was opened at this very moment
+      prompt_id := null;
+    when lock_not_available then
+      raise exception 'a prompt of type % for person % is in the hands of another transaction, such as a run', v_scenario.scenario_type, p_user
+        using errcode = 'lock_not_available', hint = 'call herald.enqueue() again in a moment';
   end;
   if prompt_id is null then
     gate := 'duplicate';
@@ -81,6 +88,6 @@ begin
 end
 $$;
 comment on function herald.enqueue is
-  'Decides on one push by hand: the prompt, or the gate that stopped it; with quiet_hours both, for the prompt is only deferred.';
+  'Decides on one push by hand: the prompt, or the gate that stopped it; with quiet_hours both, for the prompt is only deferred. 55P03 after 5 s while another transaction, such as a run, has one of that person and type in hand.';
 revoke all on function herald.enqueue from public;
 grant execute on function herald.enqueue to herald_daemon, service_role;

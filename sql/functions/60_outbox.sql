@@ -1,13 +1,13 @@
--- The outbox, for the daemon: claim, settle, sweep. plpgsql throughout, for its cached plans. Such a plan may be made
--- while the outbox is still empty, and live while it fills: so generic ones from the start, and no sequential scans.
+-- The outbox, for the daemon: claim, settle, sweep. plpgsql almost throughout, because a session keeps its plans. A plan may be
+-- made while the outbox is still empty, and used when it is full: so generic plans from the start, and no sequential scans.
 -- Lock order, everywhere: prompts (by prompt_id where several are locked at once), then open prompts, notifications, history,
 -- device tokens.
 
--- Claims rows of herald.prompt that its caller has locked as ready and due in this transaction, which therefore stay where
--- they are: that saves two look-ups a row. Checks again what may have changed while they waited, and turns those that pass
--- to 'sending' until p_now + p_lease. One row for each prompt, with its decision: send (then everything needed to send it,
--- its devices latest first), deferred (quiet hours), skipped (gate) or expired. What depends on the scenario alone is worked
--- out once for each that is among them.
+-- Claims rows of herald.prompt, given by their ctid. The caller has found them ready and due, and locked them in this transaction:
+-- so they stay where they are, which saves two look-ups a row. Checks again what may have changed while they waited, and turns
+-- those that pass to 'sending' until p_now + p_lease. One row for each prompt, with its decision: send (then with all that is
+-- needed to send it, its devices latest first), deferred (quiet hours), skipped (gate) or expired; none for a prompt
+-- that is left to the next claim. What depends on the scenario alone is worked out once for each scenario (rule).
 create or replace function herald.claim_rows(p_owner text, p_rows tid[], p_lease interval, p_now timestamptz)
 returns table (
   prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
@@ -23,9 +23,27 @@ set enable_seqscan = off
 as $$
 #variable_conflict use_column
 begin
-  -- A claim that a crash of the server took back would be sent again.
+  -- If a crash of the server took the claim back, the prompt would be sent a second time.
   if current_setting('synchronous_commit') = 'off' then
     perform set_config('synchronous_commit', 'on', true);
+  end if;
+  -- Under a cap, what another claim has in hand for the same person would be counted by neither. It shows by its lock; what
+  -- is read below is read after that.
+  if exists (select from herald.setting as g where g.daily_cap is not null) then
+    p_rows := array(
+      select p.ctid
+      from herald.prompt as p
+      where p.ctid = any (p_rows)
+        and not exists (
+          select from herald.open_prompt as o
+          where o.user_id = p.user_id and o.prompt_id <> p.prompt_id and o.deadline is null
+            and not exists (
+              select from herald.prompt as q
+              where q.prompt_id = o.prompt_id
+              for no key update skip locked
+            )
+        )
+    );
   end if;
   return query
   with picked as materialized (
@@ -75,7 +93,7 @@ begin
       case
         when herald.expires_at(q.due_at, q.created_at, s.evaluated_from, s.started_at, s.expires_after) <= p_now then 'expired'
         when s.silent is not null then s.silent
-        -- nobody knows them, or not in this scenario's scope, any more
+        -- no recipient any more, or no longer in this scenario's scope
         when (r.organisation_id = s.organisation_id and (s.chapter_id is null or r.chapter_id = s.chapter_id)) is not true
           then 'unknown_recipient'
         when r.is_active is not true then 'inactive_recipient'
@@ -95,7 +113,8 @@ begin
     join rule as s on s.scenario_id = q.scenario_id
     left join herald.source_recipient as r on r.user_id = q.user_id
   ), in_turn as (
-    -- under a cap, what goes out before it to the same person in this very claim counts too; without one, no sort
+    -- with a daily cap, pushes to the same person that this very claim lets out before this one count too; without a cap there is
+    -- nothing to sort
     select w.*, 0::bigint as before
     from weighed as w
     where w.daily_cap is null
@@ -135,7 +154,7 @@ begin
           when t.daily_cap is not null and t.daily_cap <= herald.pushes_today(t.user_id, p_now, t.time_zone) + t.before then 'daily_cap'
         end as stopped_by
       from in_turn as t
-      -- asked once a prompt
+      -- so that pushes_today is called once a prompt, not once for each use of stopped_by
       offset 0
     ) as c
   ), claimed as (
@@ -164,7 +183,7 @@ begin
   select
     c.prompt_id, c.decision, c.gate, c.epoch, c.notification_id, c.scenario_id, c.scenario_type, c.user_id,
     c.activity_ref, c.presentation, c.title_key, c.body_key, c.priority, c.collapse_key, c.attempts,
-    -- within the years that every program can read: one odd row must not keep the others back
+    -- Within the years that every program can read: one odd row must not keep the others back.
     greatest(c.due_at, timestamptz '0002-01-01 00:00:00+00'), least(c.expires_at, timestamptz '9998-01-01 00:00:00+00'), p_now, c.all_devices,
     case when c.decision = 'send' then coalesce((
       select json_agg(k)
@@ -218,8 +237,9 @@ revoke all on function herald.claim_prompts from public;
 grant execute on function herald.claim_prompts to herald_daemon;
 
 -- Claims up to p_limit ready prompts, highest priority first, then the longest waiting; nothing while all is paused. Never
--- waits for a lock. Prompts are looked up by their id, one by one as long as more are wanted (the planner does not flatten
--- what locks), in the order of the queue's index: no sorts, for what a sort reads is locked whether it is taken or not.
+-- waits for a lock. Goes along the index of the queue, and looks each prompt up by its id and locks it, until there are enough.
+-- (That look-up stays one by one, because the planner does not flatten a subquery that locks.) Sorts are off: a sort would lock
+-- every row that it reads, whether that is taken in the end or not.
 create or replace function herald.claim(p_owner text, p_limit integer, p_lease interval, p_now timestamptz default now())
 returns table (
   prompt_id uuid, decision text, gate text, epoch bigint, notification_id uuid, scenario_id uuid, scenario_type text, user_id uuid,
@@ -270,8 +290,9 @@ begin
   from picked as k
   where not exists (select from herald.setting as g where g.paused_at is not null);
   if v_rows is null then
-    -- What the daemon did before in this transaction is to evaluate. Whatever that made is on disk before it is claimed, and
-    -- should a crash take it back, the touched people are back as well: no writer of a busy app waits behind its fsync.
+    -- Nothing is claimed: at most the daemon has evaluated touched people in this transaction. Should a crash of the server take
+    -- that back, the touched rows are back as well, and it is done again; and the prompts that it made are on disk before a claim
+    -- of them can be. So the commit need not wait for the disk, and no writer of a busy app queues behind its fsync.
     perform set_config('synchronous_commit', 'off', true);
   else
     return query select c.* from herald.claim_rows(p_owner, v_rows, p_lease, p_now) as c;
@@ -284,11 +305,13 @@ revoke all on function herald.claim from public;
 grant execute on function herald.claim to herald_daemon;
 
 -- Writes the outcomes of claimed prompts, element by element of parallel arrays, in one transaction: status, history,
--- notification. Outcomes: sent, failed, skipped (error = gate), unknown, retry (ready again at p_retry_at), release (never
--- tried: ready again at p_retry_at, as if not claimed). Idempotent: an outcome of a claim that is settled already changes
--- nothing. A late outcome of a claim that was swept to unknown still counts; of an earlier epoch only 'sent' does,
--- for a push that was accepted must have its record; and once it has, no later claim's outcome takes 'sent' back. An epoch
--- above the row's is of before the database was restored. At most one outcome of a prompt in a call.
+-- notification. At most one outcome of a prompt in a call.
+-- Outcomes: sent, failed, skipped (error = gate), unknown, retry (ready again at p_retry_at), release (nothing was sent: ready
+-- again at p_retry_at, as if not claimed).
+-- The epoch counts the claims of a prompt. An outcome of the row's own epoch counts once, so to repeat it changes nothing; it also
+-- counts where the claim was swept to unknown meanwhile, because its owner was late. Of any other epoch only 'sent' counts, for a
+-- push that was accepted must have its record: of an earlier one, and then no outcome of a later claim takes 'sent' back; and of a
+-- later one, whose claim was made before the database was restored to an earlier state.
 create or replace function herald.settle(
   p_prompt uuid[], p_epoch bigint[], p_outcome text[], p_error text[], p_at timestamptz[], p_retry_at timestamptz[],
   p_device uuid[], p_message_name text[], p_now timestamptz default now()
@@ -305,7 +328,7 @@ as $$
 declare
   v_rows tid[];
 begin
-  -- Whoever calls forgets what it knows once this is committed.
+  -- After the commit the caller forgets these outcomes, so a crash of the server must not take it back.
   if current_setting('synchronous_commit') = 'off' then
     perform set_config('synchronous_commit', 'on', true);
   end if;
@@ -329,8 +352,8 @@ begin
     from herald.prompt as p
     where p.ctid = any (v_rows)
   ), judged as materialized (
-    -- Two lists and nothing else, for a hash: with a table in between, the planner, who takes a list for ten rows, may
-    -- compare each with each.
+    -- Joins two lists and no table, so that it is done with a hash. The planner takes a list for ten rows: with a table in the join
+    -- it may compare each row with each.
     select
       o.*,
       l.place,
@@ -350,7 +373,8 @@ begin
             else o.outcome
           end
         when o.outcome = 'sent' and l.status in ('unknown', 'failed', 'ready', 'skipped', 'expired') then 'sent'
-        -- a late owner that knows it was not sent; ready again only where no other prompt of the kind was opened since
+        -- its owner was late, and knows that it was not sent; ready again only where no other prompt of this person and type was
+        -- opened since
         when o.outcome in ('failed', 'skipped') and o.epoch = l.epoch and l.status = 'unknown' then o.outcome
         when o.outcome in ('retry', 'release') and o.epoch = l.epoch and l.status = 'unknown' then
           case when exists (
@@ -402,8 +426,8 @@ comment on function herald.settle is
 revoke all on function herald.settle from public;
 grant execute on function herald.settle to herald_daemon;
 
--- Revokes devices that FCM called invalid, only where the row is unchanged since the claim read it. Says which it revoked:
--- however many report a device, one is told so.
+-- Revokes devices that FCM called invalid, only where the row is unchanged since the claim read it. Says which it revoked: where
+-- several report the same device, one of them is told so.
 create or replace function herald.revoke_devices(p_device uuid[], p_last_seen_at timestamptz[], p_reason text[], p_now timestamptz default now())
 returns table (device_id uuid, reason text)
 language sql security definer
@@ -427,9 +451,9 @@ comment on function herald.revoke_devices is 'Revokes devices whose row is uncha
 revoke all on function herald.revoke_devices from public;
 grant execute on function herald.revoke_devices to herald_daemon;
 
--- Claims whose owner is gone: past their deadline and the grace, whether FCM accepted is not known. With on_unknown =
--- 'resend' they go out again (a second copy replaces the first on the device), at most three times in all; unless an
--- earlier copy turned out to be accepted meanwhile: then the prompt is sent.
+-- Ends claims whose owner is gone: they are past their deadline and the grace, and nobody knows whether FCM accepted. With
+-- on_unknown = 'resend' they go out again (a second copy replaces the first on the device), at most three times in all; but where
+-- an earlier copy turned out to be accepted meanwhile, the prompt is sent.
 create or replace function herald.sweep(p_grace interval, p_now timestamptz default now())
 returns table (prompt_id uuid, scenario_type text, status text)
 language sql security definer

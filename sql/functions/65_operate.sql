@@ -161,7 +161,7 @@ set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
   select p.prompt_id, p.scenario_id, s.name, p.scenario_type, p.user_id, p.activity_ref, p.due_at,
-    p.error_code, p.attempts, p.settled_at,
+    p.error_code, p.attempts, p.failed_at,
     herald.expires_at(p.due_at, p.created_at, s.evaluated_from, s.started_at, s.expires_after)
   from herald.prompt as p
   join herald.scenario as s on s.scenario_id = p.scenario_id
@@ -271,11 +271,11 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
   select p.prompt_id, p.scenario_id, s.name, p.scenario_type, p.user_id, p.activity_ref, p.due_at,
-    p.error_code, p.attempts, p.claimed_at, p.notification_id
+    p.error_code, p.attempts, p.unknown_at, p.notification_id
   from herald.prompt as p
   join herald.scenario as s on s.scenario_id = p.scenario_id
   where p.unknown_at is not null and (p_scenario is null or p.scenario_id = p_scenario)
-  order by p.claimed_at desc, p.prompt_id
+  order by p.unknown_at desc, p.prompt_id
   limit p_limit;
 $$;
 comment on function herald.unknown is
@@ -300,7 +300,7 @@ begin
   end if;
   return query
   with locked as materialized (
-    select p.prompt_id, p.status
+    select p.prompt_id, p.status, p.unknown_at
     from herald.prompt as p
     where p.prompt_id = any (p_prompts)
     order by p.prompt_id
@@ -312,19 +312,19 @@ begin
       settled_at = p_now
     from locked as l
     where p.prompt_id = l.prompt_id and l.status = 'unknown'
-    returning p.prompt_id, p.notification_id, p.user_id, p.scenario_type, p.scenario_id, p.claimed_at, p.idempotency_key,
+    returning p.prompt_id, p.notification_id, p.user_id, p.scenario_type, p.scenario_id, l.unknown_at, p.idempotency_key,
       p.cooldown_window_start, p.activity_ref, p.attempts
   ), noted as (
     insert into herald.scenario_notification (id, user_id, scenario_type, scenario_id, dispatched_at, idempotency_key,
       cooldown_window_start, prompt_id, activity_ref)
-    select r.notification_id, r.user_id, r.scenario_type, r.scenario_id, r.claimed_at, r.idempotency_key,
+    select r.notification_id, r.user_id, r.scenario_type, r.scenario_id, r.unknown_at, r.idempotency_key,
       r.cooldown_window_start, r.prompt_id, r.activity_ref
     from resolved as r
     where p_sent
     on conflict do nothing
   ), told as (
     insert into herald.scenario_prompt_history (prompt_id, scenario_id, peer_mentor_id, dispatched_at, delivery_status, error_code, attempt)
-    select r.prompt_id, r.scenario_id, r.user_id, case when p_sent then r.claimed_at else p_now end,
+    select r.prompt_id, r.scenario_id, r.user_id, case when p_sent then r.unknown_at else p_now end,
       case when p_sent then 'dispatched' else 'failed' end, case when not p_sent then 'RESOLVED_NOT_SENT' end, r.attempts
     from resolved as r
   )
@@ -363,14 +363,14 @@ as $$
     select
       d.platform,
       d.kind,
-      d.revoked_reason as reason,
+      case when d.revoked_at is not null then coalesce(d.revoked_reason, 'unknown') end as reason,
       count(*) as devices,
       count(distinct d.user_id) as people,
       count(*) filter (where d.last_seen_at < now() - interval '30 days') as unseen,
       count(*) filter (where d.last_seen_at < now() - coalesce(p_unseen, g.token_retention)) as prunable
     from herald.device_token as d
     cross join herald.setting as g
-    group by d.platform, d.kind, d.revoked_reason
+    group by 1, 2, 3
   ) as t
   group by t.platform, t.kind
   order by t.platform, t.kind;

@@ -164,10 +164,10 @@ $$;
 comment on function herald.check_notification_id is 'Refuses a null id (22023).';
 revoke all on function herald.check_notification_id from public;
 
--- The texts by key in the caller's locale: exact, then its language, then English, then the key itself. Of a scenario that
--- is gone, the default keys of its type. The caller is checked before anything is looked up: in one query, an id that
--- does not exist would skip the check, and so tell that it does not. A phone may ask before the record is written, and of a
--- push whose answer was lost, also while it waits to be sent once more or is: the prompt knows as well.
+-- The texts by key in the caller's locale: exact, then its language, then English, then the key itself. Of a scenario that is gone,
+-- the default keys of its type. The caller is checked before anything is looked up: in one query with the look-up, an id that does
+-- not exist would skip that check, and so tell that it does not. A phone may ask before the record is written, or about a push whose
+-- answer was lost, and that may be sent once more: then the prompt answers in place of the notification.
 create or replace function herald.notification_content(p_notification_id uuid)
 returns table (notification_id uuid, scenario_type text, title text, body text, activity_ref text, dispatched_at timestamptz, opened_at timestamptz)
 language plpgsql stable security definer

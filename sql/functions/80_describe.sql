@@ -163,34 +163,53 @@ return (
   from (
     select
       extract(epoch from p_scenario.cooldown) as cooldown,
+      -- a push goes out a moment after it was due: one repeat after the cooldown, not at its end
+      case when p_scenario.scenario_type = 'inactivity' then
+        div(extract(epoch from p_scenario.cooldown), 86400 * (p_scenario.params ->> 'repeat_days')::numeric) + 1
+      end as repeats,
       to_char(p_scenario.quiet_from, case extract(second from p_scenario.quiet_from) when 0 then 'HH24:MI' else 'HH24:MI:SS' end) as quiet_from,
       to_char(p_scenario.quiet_until, case extract(second from p_scenario.quiet_until) when 0 then 'HH24:MI' else 'HH24:MI:SS' end) as quiet_until
   ) as q
   cross join lateral (
     values
-      (1, q.cooldown > 0,
-        'at most once ' || case q.cooldown
-          when 3600 then 'an hour' when 86400 then 'a day' when 604800 then 'a week' else 'in ' || herald.span(p_scenario.cooldown, 'en') end,
-        'høyst én gang ' || case q.cooldown
-          when 3600 then 'i timen' when 86400 then 'om dagen' when 604800 then 'i uken' else 'på ' || herald.span(p_scenario.cooldown, 'nb') end),
-      (2, p_scenario.quiet_from is not null,
+      -- however short the cooldown is, the idempotency key lets one a day pass
+      (1, true,
+        'at most once ' || concat_ws(' and once ',
+          case q.cooldown
+            when 3600 then 'an hour' when 86400 then 'a day' when 604800 then 'a week' else 'in ' || herald.span(p_scenario.cooldown, 'en') end,
+          case when q.cooldown < 86400 then 'a day (UTC)' end),
+        'høyst én gang ' || concat_ws(' og én gang ',
+          case q.cooldown
+            when 3600 then 'i timen' when 86400 then 'om dagen' when 604800 then 'i uken' else 'på ' || herald.span(p_scenario.cooldown, 'nb') end,
+          case when q.cooldown < 86400 then 'om dagen (UTC)' end)),
+      (2, q.repeats > 1,
+        'in effect ' || case
+          when (p_scenario.params ->> 'max_repeats')::numeric < q.repeats then 'once'
+          else format('every %s days', q.repeats * (p_scenario.params ->> 'repeat_days')::numeric) end,
+        'i praksis ' || case
+          when (p_scenario.params ->> 'max_repeats')::numeric < q.repeats then 'én gang'
+          else format('hver %s. dag', q.repeats * (p_scenario.params ->> 'repeat_days')::numeric) end),
+      (3, p_scenario.quiet_from is not null,
         format('not between %s and %s', q.quiet_from, q.quiet_until),
         format('ikke mellom %s og %s', q.quiet_from, q.quiet_until)),
-      (3, p_scenario.expires_after <> interval '3 days',
+      (4, p_scenario.expires_after <> interval '3 days',
         format('at most %s late', herald.span(p_scenario.expires_after, 'en')),
         format('høyst %s forsinket', herald.span(p_scenario.expires_after, 'nb'))),
-      (4, p_scenario.presentation = 'data', 'silently', 'uten lyd og varsel'),
-      (5, p_scenario.devices = 'all', 'on all devices', 'på alle enheter'),
-      (6, p_scenario.max_prompts_per_run is not null,
-        format('held if it would reach more than %s people at once', p_scenario.max_prompts_per_run),
-        format('holdes tilbake hvis den ville nå flere enn %s personer på en gang', p_scenario.max_prompts_per_run)),
-      (7, p_scenario.mode = 'canary',
+      (5, p_scenario.presentation = 'data', 'silently', 'uten lyd og varsel'),
+      (6, p_scenario.devices = 'all', 'on all devices', 'på alle enheter'),
+      (7, p_scenario.max_prompts_per_run is not null,
+        format('held if it would reach more than %s at once', herald.said(to_jsonb(p_scenario.max_prompts_per_run), 'person|people', 'en')),
+        format('holdes tilbake hvis den ville nå flere enn %s på én gang',
+          herald.said(to_jsonb(p_scenario.max_prompts_per_run), 'person|personer', 'nb'))),
+      (8, p_scenario.on_unknown = 'resend',
+        'sent again if it is not certain that it arrived', 'sendes på nytt hvis det er uvisst om den kom fram'),
+      (9, p_scenario.mode = 'canary',
         format('only to %s %% of the people', p_scenario.canary_percent),
         format('bare til %s %% av personene', p_scenario.canary_percent)),
-      (8, p_scenario.mode = 'shadow', 'only counted, nothing is sent', 'bare talt, ingenting sendes'),
-      (9, p_scenario.mode = 'off', 'switched off', 'slått av'),
-      (10, p_scenario.paused_at is not null, 'paused', 'satt på pause'),
-      (11, herald.held_for_caller(p_scenario.scenario_id),
+      (10, p_scenario.mode = 'shadow', 'only counted, nothing is sent', 'telles bare, ingenting sendes'),
+      (11, p_scenario.mode = 'off', 'switched off', 'slått av'),
+      (12, p_scenario.paused_at is not null, 'paused', 'satt på pause'),
+      (13, herald.held_for_caller(p_scenario.scenario_id),
         'held: a run would have reached too many people', 'holdt tilbake: en kjøring ville nådd for mange personer')
   ) as c (place, applies, en, nb)
   where c.applies

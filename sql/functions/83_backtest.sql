@@ -50,7 +50,8 @@ $$;
 comment on function herald.backtested is 'The rows of herald.backtest(), for a caller that may read them.';
 revoke all on function herald.backtested from public;
 
--- Person by person, in the order of time: a push unless the last one is less than a cooldown ago, or of the same UTC day.
+-- Person by person, in the order of time: a push unless the last one is less than a cooldown ago, or of the same UTC day. What
+-- is due exactly a cooldown after the last one was due comes too early: that push went out a moment later.
 -- Of what falls due within the same minute, one run decides: the latest.
 create or replace function herald.simulated(p_candidates herald.candidate[], p_scenario herald.scenario)
 returns table (user_id uuid, due_at timestamptz, passed boolean)
@@ -82,7 +83,7 @@ begin
     end if;
     user_id := v_candidate.user_id;
     due_at := v_candidate.due_at;
-    passed := v_candidate.wanted and v_candidate.minute > v_minute and v_last <= v_candidate.due_at - p_scenario.cooldown
+    passed := v_candidate.wanted and v_candidate.minute > v_minute and v_last < v_candidate.due_at - p_scenario.cooldown
       and v_last < date_trunc('day', v_candidate.due_at);
     if passed then
       v_last := v_candidate.due_at;

@@ -75,10 +75,10 @@ comment on function herald.ready_times is
   'Since when the oldest claimable prompt waits (null: none), and when the next one becomes claimable (null: none).';
 revoke all on function herald.ready_times from public;
 
--- One row of everything the daemon measures or decides by between its claims. p_seen: what was seen the last time, a
--- snapshot. Runs that were not seen then are told now: each once, however long its transaction took. Between two bounds, for
--- the index; above the upper one lie those that a dump brought from another server. While a transaction that writes is open
--- for hours, of whatever database, the runs since then are read each time (40,000 of them in 40 ms) to find which are new.
+-- One row of everything that the daemon measures or decides by between its claims. p_seen: the snapshot that the last call returned
+-- (seen). Runs that were not visible in it are told now: each once, however late its transaction committed. The two bounds of
+-- written_in are for the index; above the upper one lie runs that a dump brought from another server. While a transaction that
+-- writes is open for hours, in whatever database, all runs since then are read each time, to find which are new (40,000 in 40 ms).
 create or replace function herald.daemon_state(p_seen pg_snapshot default null, p_now timestamptz default now())
 returns table (
   schema_version integer, prompts jsonb, oldest_ready_seconds double precision,

@@ -115,12 +115,12 @@ create or replace view herald.device_statistics with (security_barrier) as
 select
   d.platform,
   d.kind,
-  d.revoked_reason,
+  case when d.revoked_at is not null then coalesce(d.revoked_reason, 'unknown') end as revoked_reason,
   count(*) as devices,
   count(distinct d.user_id) as people,
   count(*) filter (where d.last_seen_at > now() - interval '7 days') as seen_in_7_days,
   min(d.last_seen_at) as longest_unseen
 from herald.device_token as d
-group by d.platform, d.kind, d.revoked_reason;
+group by 1, 2, 3;
 comment on view herald.device_statistics is 'Devices by platform, kind and (null: live) the reason they were revoked.';
 grant select on herald.device_statistics to herald_reader;

@@ -29,7 +29,7 @@ create table herald.prompt (
   activity_ref text not null,
   due_at timestamptz not null default now(),
   evaluation_date date not null default (now() at time zone 'UTC')::date,
-  idempotency_key text collate "C" not null constraint prompt_idempotency_key_form check (octet_length(idempotency_key) = 64 and idempotency_key !~ '[^0-9a-f]'),
+  idempotency_key text collate "C" not null,
   cooldown_window_start timestamptz,
   status text not null default 'ready'
     constraint prompt_status check (status in ('ready', 'sending', 'sent', 'failed', 'unknown', 'skipped', 'expired')),
@@ -48,12 +48,11 @@ create table herald.prompt (
   collapse_key text not null default replace(gen_random_uuid()::text, '-', ''),
   created_at timestamptz not null default now(),
   settled_at timestamptz,
-  failed_at timestamptz generated always as (case when status = 'failed' then coalesce(settled_at, 'infinity') end) stored,
-  unknown_at timestamptz generated always as (case when status = 'unknown' then coalesce(claimed_at, '-infinity') end) stored,
+  failed_at timestamptz generated always as (case when status = 'failed' then coalesce(settled_at, created_at) end) stored,
+  unknown_at timestamptz generated always as (case when status = 'unknown' then coalesce(claimed_at, created_at) end) stored,
   constraint prompt_idempotency_key unique (idempotency_key),
   constraint prompt_once unique (user_id, scenario_id, activity_ref),
   constraint prompt_sending check (status <> 'sending' or (owner is not null and deadline is not null and claimed_at is not null)),
-  constraint prompt_skipped check (status <> 'skipped' or gate is not null),
   constraint prompt_activity_ref check (length(activity_ref) between 1 and 400),
   constraint prompt_collapse_key check (octet_length(collapse_key) between 1 and 64)
 ) with (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 1);
@@ -66,8 +65,8 @@ comment on column herald.prompt.deadline is 'The owner sends nothing after this;
 comment on column herald.prompt.gate is 'Why it was skipped or deferred.';
 comment on column herald.prompt.notification_id is 'The id its notification will have; it is in the push.';
 comment on column herald.prompt.collapse_key is 'The same on the device for every copy of this prompt, and not guessable.';
-comment on column herald.prompt.failed_at is 'When it failed (infinity: nobody says); null unless it has. For an index that claims and settles need not touch.';
-comment on column herald.prompt.unknown_at is 'Of an unknown prompt, when it was claimed (-infinity: nobody says); null of any other.';
+comment on column herald.prompt.failed_at is 'When it failed (where nobody says: when it was made); null unless it has. For an index that claims and settles need not touch.';
+comment on column herald.prompt.unknown_at is 'Of an unknown prompt, when it was claimed (where nobody says: made); null of any other.';
 create index prompt_unknown on herald.prompt (user_id, scenario_type, unknown_at) where unknown_at is not null;
 create index prompt_failed on herald.prompt (failed_at) where failed_at is not null;
 create index prompt_scenario on herald.prompt (scenario_id);
@@ -141,7 +140,7 @@ create table herald.device_token (
   revoked_at timestamptz,
   revoked_reason text,
   constraint device_token_token unique (token),
-  constraint device_token_revoked check ((revoked_at is null) = (revoked_reason is null))
+  constraint device_token_revoked check (revoked_at is not null or revoked_reason is null)
 );
 comment on table herald.device_token is 'Addresses for FCM. Closed to clients: phones use herald.register_device_token().';
 comment on column herald.device_token.kind is 'token: a registration token; fid: a Firebase installation id.';
@@ -151,7 +150,7 @@ create index device_token_gone on herald.device_token (user_id) where revoked_at
 create table herald.evaluation_run (
   run_id bigint generated always as identity primary key,
   scenario_id uuid not null references herald.scenario on delete cascade,
-  source text not null constraint evaluation_run_source check (source in ('schedule', 'touched')),
+  source text not null default 'schedule' constraint evaluation_run_source check (source in ('schedule', 'touched')),
   started_at timestamptz not null,
   evaluated tstzrange not null,
   candidates integer not null,

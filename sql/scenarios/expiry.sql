@@ -78,10 +78,7 @@ as $$
       '; ' order by e.expires_at
     ),
     'nothing expires'
-  ) || format('; needs %s days before', (
-    select string_agg(q.value, ', ' order by q.value::integer desc)
-    from (select distinct d.value from jsonb_array_elements_text(p_scenario.params -> 'days_before') as d) as q
-  ))
+  ) || format('; needs %s before', herald.said(p_scenario.params -> 'days_before', 'day|days', 'en'))
   from herald.source_expiry as e
   where e.user_id = p_user and e.expires_at > p_now and e.expires_at < 'infinity'
     and (not p_scenario.params ? 'kinds' or p_scenario.params -> 'kinds' ? e.kind);

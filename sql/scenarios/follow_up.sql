@@ -56,23 +56,27 @@ language sql stable
 as $$
   select coalesce(
     (
-      select format('%s %s %s ago%s; needs %s days', case when f.first_only then 'first' else 'last' end, a.activity_type,
+      select format('%s %s %s ago%s; needs %s', case when f.first_only then 'first' else 'last' end, a.activity_type,
         herald.duration_text(p_now - a.occurred_at),
         case
           when not p_scenario.params ? 'if_flag' then ''
           when p_scenario.params ->> 'if_flag' = any (a.flags) then format(', with flag %s', p_scenario.params ->> 'if_flag')
           else format(', without flag %s', p_scenario.params ->> 'if_flag')
         end,
-        p_scenario.params ->> 'after_days')
+        f.after)
       from herald.source_activity as a
       where a.user_id = p_user and a.activity_type = p_scenario.params ->> 'activity_type' and a.occurred_at <= p_now
         and a.occurred_at > '-infinity'
       order by case when f.first_only then a.occurred_at end, a.occurred_at desc
       limit 1
     ),
-    format('no %s yet; needs one %s days ago', p_scenario.params ->> 'activity_type', p_scenario.params ->> 'after_days')
+    format('no %s yet; needs one%s', p_scenario.params ->> 'activity_type',
+      case when p_scenario.params -> 'after_days' <> '0' then ' ' || f.after || ' ago' end)
   )
-  from (select coalesce((p_scenario.params ->> 'first_only')::boolean, false) as first_only) as f;
+  from (
+    select coalesce((p_scenario.params ->> 'first_only')::boolean, false) as first_only,
+      herald.said(p_scenario.params -> 'after_days', 'day|days', 'en') as after
+  ) as f;
 $$;
 comment on function herald.why_follow_up is 'The numbers of one person, for herald.explain().';
 revoke all on function herald.why_follow_up from public;
@@ -80,7 +84,7 @@ revoke all on function herald.why_follow_up from public;
 select herald.register_scenario_type('follow_up', 'herald.due_follow_up'::regproc,
   '{
     "en": "Send [after_days:{after_days:day|days}|right] after [first_only:a first|each] {activity_type}[if_flag:, if {if_flag}]",
-    "nb": "Send [after_days:{after_days:dag|dager}|rett] etter [first_only:en første|hver] {activity_type}[if_flag:, hvis {if_flag}]"
+    "nb": "Send [after_days:{after_days:dag|dager}|rett] etter [first_only:første {activity_type}|{activity_type}, hver gang][if_flag:, hvis {if_flag}]"
   }',
   '{
     "type": "object",

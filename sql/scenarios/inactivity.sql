@@ -46,8 +46,8 @@ as $$
       offset 0
     ) as r
     union all
-    -- of these people each moment has few repeats in the window, found by division: no row of another may be read, let alone
-    -- fail, and no odd one of their own cost a step for every day since
+    -- For p_users alone: the repeats of a moment that fall into the window are found by division. So no row of anybody else is read,
+    -- which could fail; and an odd moment of long ago does not cost a step for each repeat since.
     select p.user_id, p.activity_id, p.at, k.k, make_interval(hours => 24 * (y.days + k.k * coalesce(y.every, 0)))
     from (
       select
@@ -129,8 +129,9 @@ language sql stable
 as $$
   select case
     when l.at is null then 'no activity and no registration is known'
-    else format('last %s %s ago; needs %s days%s', l.what, herald.duration_text(p_now - l.at), p_scenario.params ->> 'days',
-      coalesce(', then every ' || (p_scenario.params ->> 'repeat_days'), ''))
+    else format('last %s %s ago; needs %s%s', l.what, herald.duration_text(p_now - l.at),
+      herald.said(p_scenario.params -> 'days', 'day|days', 'en'),
+      coalesce(', then every ' || herald.said(p_scenario.params -> 'repeat_days', 'day|# days', 'en'), ''))
   end
   from (select) as one
   left join lateral (
@@ -151,8 +152,8 @@ revoke all on function herald.why_inactivity from public;
 
 select herald.register_scenario_type('inactivity', 'herald.due_inactivity'::regproc,
   '{
-    "en": "Send {days:day|days} after the last activity[repeat_days:, then again every {repeat_days:day|# days}][max_repeats:, at most {max_repeats:once|# times} more]",
-    "nb": "Send {days:dag|dager} etter siste aktivitet[repeat_days:, deretter igjen hver {repeat_days:dag|#. dag}][max_repeats:, høyst {max_repeats:én gang|# ganger} til]"
+    "en": "Send {days:day|days} after the last activity (or registration)[repeat_days:, then again every {repeat_days:day|# days}][max_repeats:, at most {max_repeats:once|# times} more]",
+    "nb": "Send {days:dag|dager} etter siste aktivitet (eller registrering)[repeat_days:, deretter igjen hver {repeat_days:dag|#. dag}][max_repeats:, høyst {max_repeats:én gang|# ganger} til]"
   }',
   '{
     "type": "object",

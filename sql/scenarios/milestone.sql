@@ -20,7 +20,7 @@ as $$
       offset 0
     )
   ), target as materialized (
-    select distinct c.value
+    select c.value
     from jsonb_array_elements_text(p_scenario.params -> 'counts') as c
   )
   select w.user_id, c.value, n.occurred_at
@@ -52,10 +52,11 @@ create or replace function herald.why_milestone(p_scenario herald.scenario, p_us
 returns text
 language sql stable
 as $$
-  select format('%s; needs %s', count(*) || case when count(*) = 1 then ' activity' else ' activities' end,
+  select format('%s%s; needs %s', count(*) || case when count(*) = 1 then ' activity' else ' activities' end,
+    ' (' || herald.said(p_scenario.params -> 'activity_types', null, 'en') || ')',
     (
-      select string_agg(q.value, ', ' order by q.value::integer)
-      from (select distinct c.value from jsonb_array_elements_text(p_scenario.params -> 'counts') as c) as q
+      select string_agg(c.value, ', ' order by c.value::integer)
+      from jsonb_array_elements_text(p_scenario.params -> 'counts') as c
     ))
   from herald.source_activity as a
   where a.user_id = p_user and a.occurred_at <= p_now
@@ -72,7 +73,7 @@ select herald.register_scenario_type('milestone', 'herald.due_milestone'::regpro
   '{
     "type": "object",
     "properties": {
-      "counts": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 1000000}, "minItems": 1},
+      "counts": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 1000000}, "minItems": 1, "rising": true},
       "activity_types": {"type": "array", "items": {"type": "string"}, "minItems": 1}
     },
     "required": ["counts"],

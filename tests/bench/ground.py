@@ -31,6 +31,7 @@ import psycopg
 from pgherald import schema
 from pgherald.embedded import Cluster
 from pgherald.emulator.keys import make_certificate
+from tests.support.daemon import Daemon
 from tests.support.service_account import key_file
 
 if TYPE_CHECKING:
@@ -226,22 +227,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass(slots=True)
-class Running:
-    """One `pgherald run` that is ready."""
-
-    process: subprocess.Popen[bytes]
-    log_path: Path
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-
 @contextmanager
 def running_daemons(
     cluster: Cluster, endpoint: str, environment: Mapping[str, str], count: int = 1, **settings: object
-) -> Iterator[list[Running]]:
+) -> Iterator[list[Daemon]]:
     """Daemons on the cluster, all ready; `settings` are PGHERALD_* in lower case."""
     with ExitStack() as stack:
         yield [stack.enter_context(_daemon(cluster, endpoint, environment, settings)) for _ in range(count)]
@@ -250,9 +239,8 @@ def running_daemons(
 @contextmanager
 def _daemon(
     cluster: Cluster, endpoint: str, environment: Mapping[str, str], settings: Mapping[str, object]
-) -> Iterator[Running]:
+) -> Iterator[Daemon]:
     with tempfile.TemporaryDirectory(prefix="pgherald-bench-") as directory:
-        log_path = Path(directory) / "log"
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PGHERALD_", "PG"))}
         own = {
             "PGHERALD_DATABASE_URL": cluster.dsn(DATABASE, DAEMON),
@@ -263,28 +251,19 @@ def _daemon(
             "PGHERALD_MAX_RATE": "1000000",
         }
         given = {f"PGHERALD_{name.upper()}": str(value) for name, value in settings.items()}
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pgherald.cli", "run"],
-                env={**clean, **environment, **own, **given},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        daemon = Daemon(
+            environment={**clean, **environment, **own, **given},
+            state_dir=Path(directory) / "state",
+            log_path=Path(directory) / "log",
+            patience=30.0,
+        )
         try:
-            deadline = time.monotonic() + 30
-            while b'"ready"' not in log_path.read_bytes():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"the daemon did not become ready:\n{log_path.read_text()}")
-                time.sleep(0.05)
-            yield Running(process, log_path)
+            yield daemon.start()
         finally:
-            process.send_signal(signal.SIGTERM)
             try:
-                process.wait(20)
+                daemon.stop()
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(10)
+                daemon.kill()
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -10,31 +10,41 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.support.app import App, clock
+from tests.support.app import App, only
 
 if TYPE_CHECKING:
     from tests.support.postgres import Database
 
 EXAMPLES: list[tuple[str, dict[str, Any], str, str]] = [
-    ("inactivity", {"days": 30}, "Send 30 days after the last activity", "Send 30 dager etter siste aktivitet"),
-    ("inactivity", {"days": 1}, "Send 1 day after the last activity", "Send 1 dag etter siste aktivitet"),
+    (
+        "inactivity",
+        {"days": 30},
+        "Send 30 days after the last activity (or registration)",
+        "Send 30 dager etter siste aktivitet (eller registrering)",
+    ),
+    (
+        "inactivity",
+        {"days": 1},
+        "Send 1 day after the last activity (or registration)",
+        "Send 1 dag etter siste aktivitet (eller registrering)",
+    ),
     (
         "inactivity",
         {"days": 30, "repeat_days": 7},
-        "Send 30 days after the last activity, then again every 7 days",
-        "Send 30 dager etter siste aktivitet, deretter igjen hver 7. dag",
+        "Send 30 days after the last activity (or registration), then again every 7 days",
+        "Send 30 dager etter siste aktivitet (eller registrering), deretter igjen hver 7. dag",
     ),
     (
         "inactivity",
         {"days": 30, "repeat_days": 1, "max_repeats": 1},
-        "Send 30 days after the last activity, then again every day, at most once more",
-        "Send 30 dager etter siste aktivitet, deretter igjen hver dag, høyst én gang til",
+        "Send 30 days after the last activity (or registration), then again every day, at most once more",
+        "Send 30 dager etter siste aktivitet (eller registrering), deretter igjen hver dag, høyst én gang til",
     ),
     (
         "inactivity",
         {"days": 30, "repeat_days": 30, "max_repeats": 3},
-        "Send 30 days after the last activity, then again every 30 days, at most 3 times more",
-        "Send 30 dager etter siste aktivitet, deretter igjen hver 30. dag, høyst 3 ganger til",
+        "Send 30 days after the last activity (or registration), then again every 30 days, at most 3 times more",
+        "Send 30 dager etter siste aktivitet (eller registrering), deretter igjen hver 30. dag, høyst 3 ganger til",
     ),
     ("milestone", {"counts": [10]}, "Send at a person's 10th activity", "Send ved en persons 10. aktivitet"),
     (
@@ -45,7 +55,7 @@ EXAMPLES: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "milestone",
-        {"counts": [50, 10, 1, 10, 2]},
+        {"counts": [1, 2, 10, 50]},
         "Send at a person's 1st, 2nd, 10th and 50th activity",
         "Send ved en persons 1., 2., 10. og 50. aktivitet",
     ),
@@ -89,26 +99,38 @@ EXAMPLES: list[tuple[str, dict[str, Any], str, str]] = [
         "follow_up",
         {"activity_type": "contact", "after_days": 3},
         "Send 3 days after each contact",
-        "Send 3 dager etter hver kontakt",
+        "Send 3 dager etter kontakt, hver gang",
     ),
     (
         "follow_up",
         {"activity_type": "contact", "after_days": 0, "first_only": False},
         "Send right after each contact",
-        "Send rett etter hver kontakt",
+        "Send rett etter kontakt, hver gang",
     ),
     (
         "follow_up",
         {"activity_type": "contact", "after_days": 3, "first_only": True, "if_flag": "wellbeing_concern"},
         "Send 3 days after a first contact, if wellbeing was a concern",
-        "Send 3 dager etter en første kontakt, hvis det var bekymring for trivselen",
+        "Send 3 dager etter første kontakt, hvis det var bekymring for trivselen",
     ),
 ]
 
+A_WEEK, I_UKEN = "; at most once a week", "; høyst én gang i uken"
+ONCE_A_DAY, EN_GANG_OM_DAGEN = "; at most once a day (UTC)", "; høyst én gang om dagen (UTC)"
+
 CONDITIONS: list[tuple[dict[str, Any], str, str]] = [
-    ({}, "; at most once a week", "; høyst én gang i uken"),
-    ({"cooldown": "0"}, "", ""),
-    ({"cooldown": "1 hour"}, "; at most once an hour", "; høyst én gang i timen"),
+    ({}, A_WEEK, I_UKEN),
+    ({"cooldown": "0"}, ONCE_A_DAY, EN_GANG_OM_DAGEN),
+    (
+        {"cooldown": "1 hour"},
+        "; at most once an hour and once a day (UTC)",
+        "; høyst én gang i timen og én gang om dagen (UTC)",
+    ),
+    (
+        {"cooldown": "6 hours"},
+        "; at most once in 6 hours and once a day (UTC)",
+        "; høyst én gang på 6 timer og én gang om dagen (UTC)",
+    ),
     ({"cooldown": "1 day"}, "; at most once a day", "; høyst én gang om dagen"),
     ({"cooldown": "24 hours"}, "; at most once a day", "; høyst én gang om dagen"),
     ({"cooldown": "3 days"}, "; at most once in 3 days", "; høyst én gang på 3 dager"),
@@ -116,30 +138,42 @@ CONDITIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"cooldown": "1 month"}, "; at most once in 30 days", "; høyst én gang på 30 dager"),
     ({"cooldown": "36 hours"}, "; at most once in 1 day and 12 hours", "; høyst én gang på 1 dag og 12 timer"),
     (
-        {"cooldown": "90 seconds"},
-        "; at most once in 1 minute and 30 seconds",
-        "; høyst én gang på 1 minutt og 30 sekunder",
+        {"cooldown": "25 hours 90 seconds"},
+        "; at most once in 1 day, 1 hour, 1 minute and 30 seconds",
+        "; høyst én gang på 1 dag, 1 time, 1 minutt og 30 sekunder",
     ),
     (
-        {"quiet_from": clock(21), "quiet_until": clock(8)},
+        {"quiet_from": time(21), "quiet_until": time(8)},
         "; at most once a week; not between 21:00 and 08:00",
         "; høyst én gang i uken; ikke mellom 21:00 og 08:00",
     ),
-    ({"cooldown": "0", "expires_after": "6 hours"}, "; at most 6 hours late", "; høyst 6 timer forsinket"),
-    ({"cooldown": "0", "presentation": "data"}, "; silently", "; uten lyd og varsel"),
-    ({"cooldown": "0", "devices": "all"}, "; on all devices", "; på alle enheter"),
+    ({"expires_after": "6 hours"}, f"{A_WEEK}; at most 6 hours late", f"{I_UKEN}; høyst 6 timer forsinket"),
+    ({"expires_after": "1 month"}, f"{A_WEEK}; at most 30 days late", f"{I_UKEN}; høyst 30 dager forsinket"),
+    ({"expires_after": "1 year"}, f"{A_WEEK}; at most 365 days late", f"{I_UKEN}; høyst 365 dager forsinket"),
+    ({"presentation": "data"}, f"{A_WEEK}; silently", f"{I_UKEN}; uten lyd og varsel"),
+    ({"devices": "all"}, f"{A_WEEK}; on all devices", f"{I_UKEN}; på alle enheter"),
     (
-        {"cooldown": "0", "max_prompts_per_run": 500},
-        "; held if it would reach more than 500 people at once",
-        "; holdes tilbake hvis den ville nå flere enn 500 personer på en gang",
+        {"on_unknown": "resend"},
+        f"{A_WEEK}; sent again if it is not certain that it arrived",
+        f"{I_UKEN}; sendes på nytt hvis det er uvisst om den kom fram",
     ),
     (
-        {"cooldown": "0", "mode": "canary", "canary_percent": 10},
-        "; only to 10 % of the people",
-        "; bare til 10 % av personene",
+        {"max_prompts_per_run": 500},
+        f"{A_WEEK}; held if it would reach more than 500 people at once",
+        f"{I_UKEN}; holdes tilbake hvis den ville nå flere enn 500 personer på én gang",
     ),
-    ({"cooldown": "0", "mode": "shadow"}, "; only counted, nothing is sent", "; bare talt, ingenting sendes"),
-    ({"cooldown": "0", "mode": "off"}, "; switched off", "; slått av"),
+    (
+        {"max_prompts_per_run": 1},
+        f"{A_WEEK}; held if it would reach more than 1 person at once",
+        f"{I_UKEN}; holdes tilbake hvis den ville nå flere enn 1 person på én gang",
+    ),
+    (
+        {"mode": "canary", "canary_percent": 10},
+        f"{A_WEEK}; only to 10 % of the people",
+        f"{I_UKEN}; bare til 10 % av personene",
+    ),
+    ({"mode": "shadow"}, f"{A_WEEK}; only counted, nothing is sent", f"{I_UKEN}; telles bare, ingenting sendes"),
+    ({"mode": "off"}, f"{A_WEEK}; switched off", f"{I_UKEN}; slått av"),
 ]
 
 
@@ -154,8 +188,8 @@ def test_every_parameter_of_every_type_is_said_in_english_and_norwegian(db: psyc
     app = App(db).create()
     for scenario_type, params, english, norwegian in EXAMPLES:
         scenario = app.scenario(scenario_type, params, cooldown="0")
-        assert described(db, scenario) == english
-        assert described(db, scenario, "nb") == norwegian
+        assert described(db, scenario) == english + ONCE_A_DAY
+        assert described(db, scenario, "nb") == norwegian + EN_GANG_OM_DAGEN
     # The table leaves no parameter out.
     said = {(scenario_type, name) for scenario_type, params, *_ in EXAMPLES for name in params}
     known = db.execute(
@@ -169,8 +203,73 @@ def test_cooldown_and_quiet_hours_are_said_and_else_only_what_is_not_the_default
     app = App(db).create()
     for columns, english, norwegian in CONDITIONS:
         scenario = app.scenario("inactivity", {"days": 30}, **columns)
-        assert described(db, scenario) == "Send 30 days after the last activity" + english
-        assert described(db, scenario, "nb") == "Send 30 dager etter siste aktivitet" + norwegian
+        assert described(db, scenario) == "Send 30 days after the last activity (or registration)" + english
+        assert described(db, scenario, "nb") == "Send 30 dager etter siste aktivitet (eller registrering)" + norwegian
+
+
+@pytest.mark.parametrize(("cooldown", "gate"), [("0", "duplicate"), ("6 hours", "duplicate"), ("12 hours", "cooldown")])
+def test_a_cooldown_of_less_than_a_day_is_said_with_the_once_a_day_that_holds_besides(
+    db: psycopg.Connection, cooldown: str, gate: str
+) -> None:
+    app = App(db).create()
+    morning = datetime(2026, 6, 1, 8, tzinfo=UTC)
+    person = app.person()
+    scenario = app.scenario(
+        "milestone", {"counts": [1, 2]}, cooldown=cooldown, evaluated_through=morning - timedelta(hours=1)
+    )
+    app.activity(person, morning)
+    assert only(app.evaluate(morning)).prompts == 1
+    app.sent(app.prompts()[0].prompt_id, morning)
+    app.activity(person, morning + timedelta(hours=7))
+    assert only(app.evaluate(morning + timedelta(hours=7))).suppressed == {gate: 1}
+    assert described(db, scenario).endswith("once a day (UTC)")
+
+
+@pytest.mark.parametrize(
+    ("repeats", "cooldown", "days", "english", "norwegian"),
+    [
+        ({"repeat_days": 1}, "7 days", [0, 8, 16, 24], "; in effect every 8 days", "; i praksis hver 8. dag"),
+        ({"repeat_days": 2}, "3 days", [0, 4, 8, 12, 16, 20, 24, 28], "every 4 days", "hver 4. dag"),
+        ({"repeat_days": 7}, "7 days", [0, 14, 28], "; in effect every 14 days", "; i praksis hver 14. dag"),
+        ({"repeat_days": 7, "max_repeats": 2}, "7 days", [0, 14], "; in effect every 14 days", "hver 14. dag"),
+        ({"repeat_days": 7, "max_repeats": 1}, "7 days", [0], "; in effect once", "; i praksis én gang"),
+        ({"repeat_days": 7}, "6 days", [0, 7, 14, 21, 28], "at most once in 6 days", "høyst én gang på 6 dager"),
+    ],
+)
+def test_repeats_that_the_cooldown_leaves_out_are_said_so(
+    db: psycopg.Connection, repeats: dict[str, int], cooldown: str, days: list[int], english: str, norwegian: str
+) -> None:
+    """A push goes out a moment after the run that decided on it: a cooldown as long as the repeats stops the next."""
+    app = App(db).create()
+    start = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    app.activity(app.person(), start - timedelta(days=30))
+    scenario = app.scenario(
+        "inactivity",
+        {"days": 30, **repeats},
+        cooldown=cooldown,
+        evaluated_through=start - timedelta(minutes=1),
+    )
+    ready: list[int] = []
+    for day in range(29):
+        at = start + timedelta(days=day)
+        app.evaluate(at)
+        for prompt in app.prompts():
+            if prompt.status == "ready":
+                app.sent(prompt.prompt_id, at + timedelta(milliseconds=300))
+                ready.append(day)
+    assert ready == days
+    assert described(db, scenario).endswith(english)
+    assert described(db, scenario, "nb").endswith(norwegian)
+
+
+def test_norwegian_sentences_take_a_word_of_any_gender(db: psycopg.Connection) -> None:
+    """ "Hver", "en første" stand with a contact, not with a visit."""
+    app = App(db).create()
+    db.execute("insert into herald.phrase values ('nb', 'visit', 'besøk')")
+    each = app.scenario("follow_up", {"activity_type": "visit", "after_days": 1})
+    first = app.scenario("follow_up", {"activity_type": "visit", "after_days": 1, "first_only": True})
+    assert described(db, each, "nb") == "Send 1 dag etter besøk, hver gang" + I_UKEN
+    assert described(db, first, "nb") == "Send 1 dag etter første besøk" + I_UKEN
 
 
 def test_the_sentence_of_the_design_comes_out_word_for_word(db: psycopg.Connection) -> None:
@@ -180,8 +279,8 @@ def test_the_sentence_of_the_design_comes_out_word_for_word(db: psycopg.Connecti
         .scenario(
             "follow_up",
             {"activity_type": "contact", "after_days": 3, "first_only": True, "if_flag": "wellbeing_concern"},
-            quiet_from=clock(21),
-            quiet_until=clock(8),
+            quiet_from=time(21),
+            quiet_until=time(8),
         )
     )
     assert described(db, scenario) == (
@@ -192,8 +291,8 @@ def test_the_sentence_of_the_design_comes_out_word_for_word(db: psycopg.Connecti
 
 def test_a_scenario_that_waits_says_so(db: psycopg.Connection) -> None:
     app = App(db).create()
-    paused = app.scenario("inactivity", {"days": 30}, cooldown="0", paused_at=datetime.now(UTC))
-    held = app.scenario("inactivity", {"days": 30}, cooldown="0")
+    paused = app.scenario("inactivity", {"days": 30}, paused_at=datetime.now(UTC))
+    held = app.scenario("inactivity", {"days": 30})
     db.execute("insert into herald.catch_up values (%s, null, now(), now(), now())", (held,))
     assert described(db, paused).endswith("; paused")
     assert described(db, held).endswith("; held: a run would have reached too many people")
@@ -229,15 +328,15 @@ def test_what_is_no_locale_is_refused(db: psycopg.Connection, locale: str | None
 def test_what_a_parameter_holds_is_never_read_as_a_template(db: psycopg.Connection) -> None:
     app = App(db).create()
     odd = "[after_days:x]{after_days} '%s' \\1 |"
-    scenario = app.scenario("follow_up", {"activity_type": odd, "after_days": 3}, cooldown="0")
-    assert described(db, scenario) == f"Send 3 days after each {odd.replace('_', ' ')}"
+    scenario = app.scenario("follow_up", {"activity_type": odd, "after_days": 3})
+    assert described(db, scenario) == f"Send 3 days after each {odd.replace('_', ' ')}{A_WEEK}"
 
 
 def test_a_scenario_not_yet_saved_is_described_alike(db: psycopg.Connection) -> None:
     app = App(db).create()
     definition = app.definition("inactivity", {"days": 30}, quiet_from="21:00", quiet_until="08:00")
     row = db.execute("select herald.describe_definition(%s)", (definition,)).fetchone()
-    assert row == ("Send 30 days after the last activity; at most once a week; not between 21:00 and 08:00",)
+    assert row == (f"Send 30 days after the last activity (or registration){A_WEEK}; not between 21:00 and 08:00",)
 
 
 def test_a_coordinator_gets_the_same_answer_for_a_foreign_scenario_as_for_none(database: Database) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from tests.support.app import App, clock, now, only
+from tests.support.app import App, now, only
 from tests.support.histories import PARAMS, Case, cases, load
 
 if TYPE_CHECKING:
@@ -350,8 +350,8 @@ def test_a_touched_run_and_a_scheduled_run_give_the_same_prompts(
             params,
             evaluated_through=case.lower,
             expires_after="30 days",
-            quiet_from=clock(21),
-            quiet_until=clock(8),
+            quiet_from=time(21),
+            quiet_until=time(8),
         )
         for run in (app.evaluate, app.evaluate_touched):
             with db.transaction(force_rollback=True):

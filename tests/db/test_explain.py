@@ -70,9 +70,16 @@ def test_it_speaks_of_what_a_run_would_send_though_something_else_fell_due_later
 @pytest.mark.parametrize(
     ("scenario_type", "params", "detail"),
     [
-        ("inactivity", {"days": 3, "repeat_days": 30}, "last activity 2 days 0 hours ago; needs 3 days, then every 30"),
+        (
+            "inactivity",
+            {"days": 3, "repeat_days": 30},
+            "last activity 2 days 0 hours ago; needs 3 days, then every 30 days",
+        ),
+        ("inactivity", {"days": 4, "repeat_days": 1}, "last activity 2 days 0 hours ago; needs 4 days, then every day"),
         ("milestone", {"counts": [5, 10]}, "2 activities; needs 5, 10"),
-        ("expiry", {"days_before": [1, 7, 7]}, "first_aid expires in 20 days 0 hours; needs 7, 1 days before"),
+        ("milestone", {"counts": [5], "activity_types": ["contact"]}, "2 activities (contact); needs 5"),
+        ("expiry", {"days_before": [1, 7, 7]}, "first_aid expires in 20 days 0 hours; needs 7 and 1 days before"),
+        ("expiry", {"days_before": [1]}, "first_aid expires in 20 days 0 hours; needs 1 day before"),
         (
             "follow_up",
             {"activity_type": "contact", "after_days": 3, "first_only": True},
@@ -84,6 +91,8 @@ def test_it_speaks_of_what_a_run_would_send_though_something_else_fell_due_later
             "last contact 2 days 0 hours ago, without flag urgent; needs 3 days",
         ),
         ("follow_up", {"activity_type": "visit", "after_days": 3}, "no visit yet; needs one 3 days ago"),
+        ("follow_up", {"activity_type": "visit", "after_days": 1}, "no visit yet; needs one 1 day ago"),
+        ("follow_up", {"activity_type": "visit", "after_days": 0}, "no visit yet; needs one"),
     ],
 )
 def test_every_type_tells_its_numbers(app: App, scenario_type: str, params: dict[str, Any], detail: str) -> None:
@@ -156,6 +165,18 @@ def test_each_gate_fails_with_its_own_numbers(app: App) -> None:
     }
 
 
+def test_without_a_cooldown_none_is_said_to_be_over(app: App) -> None:
+    person = app.person(time_zone="UTC")
+    app.activity(person, NOW - 30 * DAY)
+    inactivity(app, cooldown="0")
+    app.evaluate(NOW)
+    app.sent(app.prompts()[0].prompt_id, NOW)
+    assert explain(app.db, person, "inactivity", NOW + HOUR)["cooldown"] == (
+        True,
+        "last push of this type 2026-06-01 12:00 UTC, 1 hour 0 minutes ago; cooldown none",
+    )
+
+
 def test_someone_without_any_device_is_told_apart(app: App) -> None:
     person = app.person(device=False)
     inactivity(app)
@@ -169,8 +190,8 @@ def test_what_was_due_before_the_scenario_began_says_so(app: App) -> None:
     app.scenario("inactivity", {"days": 30}, evaluated_through=NOW)
     checks = explain(app.db, person, "inactivity")
     assert checks["due"][0] is False
-    assert checks["due"][1].endswith("; before the scenario starts, 2026-06-01 12:00 UTC")
-    assert checks["decision"] == (False, "not sent: was due before the scenario starts")
+    assert checks["due"][1].endswith("; the scenario looks back no further than 2026-06-01 12:00 UTC")
+    assert checks["decision"] == (False, "not sent: the scenario does not look back so far")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +200,11 @@ def test_what_was_due_before_the_scenario_began_says_so(app: App) -> None:
         ({"mode": "off"}, "off", "not sent: the scenario is off"),
         ({"mode": "shadow"}, "shadow", "not sent: shadow"),
         ({"paused_at": NOW - HOUR}, "on, paused since 2026-06-01 11:00 UTC", "sent once the scenario goes on"),
+        (
+            {"paused_at": NOW - HOUR, "quiet_from": "11:00", "quiet_until": "13:00"},
+            "on, paused since 2026-06-01 11:00 UTC",
+            "sent once the scenario goes on",
+        ),
     ],
 )
 def test_a_scenario_that_sends_nothing_is_the_reason(
@@ -190,6 +216,55 @@ def test_a_scenario_that_sends_nothing_is_the_reason(
     checks = explain(app.db, person, "inactivity")
     assert checks["scenario"] == (False, f"inactivity ({scenario}): {detail}")
     assert checks["decision"] == (False, decision)
+
+
+def test_a_pause_of_everything_is_the_reason(app: App) -> None:
+    person = app.person(time_zone="UTC")
+    app.activity(person, NOW - 30 * DAY)
+    scenario = inactivity(app)
+    app.db.execute("update herald.setting set paused_at = %s", (NOW - HOUR,))
+    checks = explain(app.db, person, "inactivity")
+    assert checks["scenario"] == (
+        False,
+        f"inactivity ({scenario}): on, and everything is paused since 2026-06-01 11:00 UTC",
+    )
+    assert checks["decision"] == (False, "sent once everything goes on")
+
+
+@pytest.mark.parametrize("columns", [{}, {"quiet_from": "11:00", "quiet_until": "13:00"}])
+def test_a_scenario_that_is_held_is_the_reason(app: App, columns: dict[str, Any]) -> None:
+    people = app.people(2, time_zone="UTC")
+    for person in people:
+        app.activity(person, NOW - 30 * DAY)
+    inactivity(app, max_prompts_per_run=1, **columns)
+    app.db.execute("update herald.scenario set evaluated_through = %s", (NOW - HOUR,))
+    app.evaluate(NOW)
+    checks = explain(app.db, people[0], "inactivity")
+    assert checks["scenario"][0] is False
+    assert checks["scenario"][1].endswith("on, held since 2026-06-01 12:00 UTC")
+    assert checks["decision"] == (False, "held: a run would have reached too many people")
+    assert app.prompts() == []
+
+
+def test_the_end_of_what_a_scenario_set_back_reaches_is_told_from_when_that_was_done(app: App) -> None:
+    person = app.person(time_zone="UTC")
+    app.activity(person, NOW - 35 * DAY)
+    app.scenario("inactivity", {"days": 30}, evaluated_through=NOW - 10 * DAY)
+    app.db.execute("update herald.scenario set started_at = %s", (NOW - HOUR,))
+    checks = explain(app.db, person, "inactivity")
+    assert checks["expires"] == (
+        True,
+        "to be sent before 2026-06-04 11:00 UTC, 3 days after the scenario was started or set back",
+    )
+    assert checks["decision"] == (True, "a run that looks at it now sends it")
+
+
+def test_a_time_zone_that_nobody_knows_is_told_with_the_one_used(app: App) -> None:
+    person = app.person(registered_at=NOW - DAY, time_zone="Nowhere/Land")
+    assert explain(app.db, person, "inactivity")["recipient"] == (
+        True,
+        "active; registered 2026-05-31 12:00 UTC; time zone Nowhere/Land, unknown: UTC is used",
+    )
 
 
 def test_it_tells_what_became_of_the_prompt(app: App) -> None:
@@ -205,8 +280,13 @@ def test_it_tells_what_became_of_the_prompt(app: App) -> None:
         assert detail.startswith(about)
         return passed, detail.removeprefix(about)
 
-    assert told() == (True, "waits until 2026-06-01 12:00 UTC")
-    db.execute("update herald.prompt set not_before = 'infinity'")
+    assert told() == (True, "waits to be sent since 2026-06-01 12:00 UTC")
+    db.execute("select herald.pause()")
+    assert told() == (True, "waits, everything is paused")
+    db.execute("select herald.resume()")
+    db.execute("update herald.prompt set not_before = %s, gate = 'quiet_hours'", (NOW + 2 * HOUR,))
+    assert told() == (True, "waits until 2026-06-01 14:00 UTC (quiet_hours)")
+    db.execute("update herald.prompt set not_before = 'infinity', gate = null")
     assert told() == (True, "waits, the scenario is paused")
     for change, fate in {
         "status = 'sending', owner = 'd', claimed_at = now(), deadline = now()": (True, "is being sent"),
@@ -214,7 +294,10 @@ def test_it_tells_what_became_of_the_prompt(app: App) -> None:
             False,
             "failed with UNREGISTERED after 2 attempts",
         ),
-        "status = 'unknown', error_code = 'TIMEOUT'": (False, "sent, but the answer of FCM was lost (TIMEOUT)"),
+        "status = 'unknown', error_code = 'TIMEOUT'": (
+            False,
+            "may have been sent: the answer of FCM is not known (TIMEOUT)",
+        ),
         f"status = 'skipped', gate = 'opted_out', settled_at = '{NOW}'": (
             False,
             "skipped, opted_out 2026-06-01 12:00 UTC",
@@ -256,6 +339,29 @@ def test_what_came_after_the_moment_asked_for_is_left_out(app: App) -> None:
     assert explain(app.db, person, "inactivity", NOW + 3 * HOUR)["prompt"][1].endswith(
         "sent 2026-06-01 14:00 UTC, not opened yet"
     )
+
+
+@pytest.mark.parametrize("gate", ["opted_out", "cooldown"])
+def test_what_only_later_stopped_it_is_told_as_that(app: App, gate: str) -> None:
+    person = app.person(time_zone="UTC")
+    app.activity(person, NOW - 30 * DAY)
+    inactivity(app)
+    before = explain(app.db, person, "inactivity")
+    later = NOW + HOUR
+    if gate == "opted_out":
+        app.db.execute("insert into herald.opt_out values (%s, 'inactivity', %s)", (person, later))
+    else:
+        app.db.execute(
+            "insert into herald.scenario_notification "
+            "(user_id, scenario_type, dispatched_at, idempotency_key, cooldown_window_start) "
+            "values (%s, 'inactivity', %s, repeat('0', 64), %s)",
+            (person, later, later),
+        )
+    after = explain(app.db, person, "inactivity")
+    assert after.pop("decision") == (False, f"not sent: {gate}, since after this moment")
+    del before["decision"], before["daily_cap"], after["daily_cap"]  # as the gate counts it
+    assert after == before
+    assert explain(app.db, person, "inactivity", later)["decision"] == (False, f"not sent: {gate}")
 
 
 def test_each_scenario_that_covers_the_person_is_gone_through(app: App) -> None:

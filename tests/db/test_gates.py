@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
-from tests.support.app import App, Run, clock, now
+from tests.support.app import App, Run, now
 
 if TYPE_CHECKING:
     from tests.support.postgres import Database
@@ -294,7 +294,7 @@ def test_what_a_night_put_off_to_one_moment_stays_within_the_cap(app: App) -> No
     person, other = app.people(2, time_zone="UTC")
     for kind, params in (("milestone", {"counts": [1]}), ("follow_up", {"activity_type": "c", "after_days": 1})):
         scenario = app.scenario(
-            kind, params, quiet_from=clock(22), quiet_until=clock(8), priority=int(kind == "follow_up")
+            kind, params, quiet_from=time(22), quiet_until=time(8), priority=int(kind == "follow_up")
         )
         assert enqueue(app, scenario, person, due_at=night) == "quiet_hours"
     assert enqueue(app, scenario, other, due_at=night) == "quiet_hours"
@@ -306,6 +306,18 @@ def test_what_a_night_put_off_to_one_moment_stays_within_the_cap(app: App) -> No
         (person, "milestone", "skipped", "daily_cap"),
         (other, "follow_up", "send", None),
     }
+
+
+def test_two_claims_at_once_stay_within_the_cap_together(app: App, database: Database) -> None:
+    person = app.person()
+    for kind, params in (("milestone", {"counts": [1]}), ("inactivity", {"days": 1})):
+        assert enqueue(app, app.scenario(kind, params), person) is None
+    app.db.execute("update herald.setting set daily_cap = 1")
+    claim = "select decision, gate from herald.claim('a test', 1, '1 minute')"
+    with psycopg.connect(database.daemon_dsn) as first:
+        assert first.execute(claim).fetchall() == [("send", None)]
+        assert app.db.execute(claim).fetchall() == []
+    assert app.db.execute(claim).fetchall() == [("skipped", "daily_cap")]
 
 
 @pytest.mark.parametrize("instead", ["opted out", "expired", "quiet"])

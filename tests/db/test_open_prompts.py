@@ -237,6 +237,24 @@ def test_enqueue_says_duplicate_when_another_day_opened_one_meanwhile(
     assert queue.is_right()
 
 
+def test_enqueue_waits_only_a_moment_for_a_run_that_is_not_over_and_says_so(
+    queue: Queue, database: Database, db: psycopg.Connection
+) -> None:
+    """It is called in a transaction of the app."""
+    (person,) = queue.organisation.mentors(1)
+    enqueue = "select gate from herald.enqueue(%s, %s, '2')"
+    config = "select 'lock_timeout=5s' = any (proconfig) from pg_proc where oid = 'herald.enqueue'::regproc"
+    assert db.execute(config).fetchone() == (True,)
+    db.execute("alter function herald.enqueue set lock_timeout = '50ms'")
+    run = database.connect()
+    with run.transaction(force_rollback=True):
+        queue.insert(person, "1", db=run)
+        with pytest.raises(psycopg.errors.LockNotAvailable, match="in the hands of another transaction") as told:
+            db.execute(enqueue, (queue.scenario, person))
+    assert told.value.diag.message_hint == "call herald.enqueue() again in a moment"
+    assert db.execute(enqueue, (queue.scenario, person)).fetchone() == (None,)
+
+
 def test_a_run_counts_a_duplicate_when_another_day_opened_one_meanwhile(
     queue: Queue, database: Database, db: psycopg.Connection
 ) -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.app import App, clock
-
 if TYPE_CHECKING:
     import psycopg
+
+    from tests.support.app import App
 
 HOUR = timedelta(hours=1)
 
@@ -53,7 +53,7 @@ def oslo(*parts: int) -> datetime:
 def test_quiet_hours_over_midnight_end_by_the_clock_of_the_person(
     db: psycopg.Connection, local: datetime, end: datetime | None
 ) -> None:
-    found = quiet_end(db, local, clock(21), clock(8), "Europe/Oslo")
+    found = quiet_end(db, local, time(21), time(8), "Europe/Oslo")
     assert found == (end.astimezone(UTC) if end else None)
 
 
@@ -61,7 +61,7 @@ def test_a_changed_clock_changes_the_length_of_the_night(db: psycopg.Connection)
     nights = []
     for day in (oslo(2026, 3, 28, 21), oslo(2026, 10, 24, 21), oslo(2026, 6, 1, 21)):
         start = day.astimezone(UTC)
-        end = quiet_end(db, start, clock(21), clock(8), "Europe/Oslo")
+        end = quiet_end(db, start, time(21), time(8), "Europe/Oslo")
         assert end is not None
         nights.append(end - start)
     assert nights == [10 * HOUR, 12 * HOUR, 11 * HOUR]
@@ -102,5 +102,5 @@ def pg18_connection(pg18: object) -> object:
 
 @pytest.mark.parametrize("zone", ["Mars/Olympus", "", None, "DROP TABLE"])
 def test_an_unknown_time_zone_counts_as_utc(app: App, zone: str | None) -> None:
-    found = quiet_end(app.db, datetime(2026, 6, 1, 22, tzinfo=UTC), clock(21), clock(8), zone)
+    found = quiet_end(app.db, datetime(2026, 6, 1, 22, tzinfo=UTC), time(21), time(8), zone)
     assert found == datetime(2026, 6, 2, 8, tzinfo=UTC)

@@ -31,6 +31,8 @@ BAD_PARAMS: list[tuple[str, Any, str]] = [
     ("milestone", {"counts": 10}, 'parameter "counts" must be a list of at least 1'),
     ("milestone", {"counts": []}, 'parameter "counts" must be a list of at least 1'),
     ("milestone", {"counts": [10, 0]}, 'parameter "counts" has an element that must be at least 1'),
+    ("milestone", {"counts": [50, 10, 1]}, 'parameter "counts" must rise from each number to the next'),
+    ("milestone", {"counts": [1, 1]}, 'parameter "counts" must rise from each number to the next'),
     ("milestone", {"counts": [1, "x"]}, 'parameter "counts" has an element that must be a whole number'),
     ("milestone", {"counts": list(range(1, 102))}, 'parameter "counts" must be a list of at most 100'),
     ("milestone", {"counts": [1], "activity_types": [""]}, "has an element that must be a text, not empty"),
@@ -99,6 +101,16 @@ def test_a_bad_column_is_named_with_what_it_may_be(app: App) -> None:
         assert inserted.value.diag.message_primary == previewed.value.diag.message_primary
 
 
+@pytest.mark.parametrize("text", ["red \x1b[31m", "two\nlines", "\x7f", "\x9b2J"])
+def test_what_a_terminal_would_obey_is_refused_where_coordinators_write(app: App, text: str) -> None:
+    """Operators read names and parameters on theirs."""
+    with pytest.raises(psycopg.errors.CheckViolation, match="name must be a text of 1 to 200 characters, all visible"):
+        app.scenario("inactivity", {"days": 30}, name=text)
+    with pytest.raises(psycopg.errors.CheckViolation, match='"activity_type" must be a text of visible characters'):
+        app.scenario("follow_up", {"activity_type": text, "after_days": 3})
+    app.scenario("follow_up", {"activity_type": "besøk 👩‍👧", "after_days": 3}, name="Første besøk: 🎉 静か")
+
+
 def test_the_constraints_of_the_table_hold_without_the_trigger_too(app: App) -> None:
     app.db.execute("alter table herald.scenario disable trigger check_scenario")
     for columns, _ in BAD_COLUMNS:
@@ -150,7 +162,7 @@ def test_an_unknown_type_is_refused_with_the_known_ones(app: App) -> None:
         ({"cooldown": "soon"}, "invalid input syntax for type interval"),
         ({"organisation_id": "17"}, "invalid input syntax for type uuid"),
         ({"devices": None}, "devices is missing"),
-        ({"scenario_type": None}, "unknown scenario type"),
+        ({"scenario_type": None}, "scenario_type is missing"),
     ],
 )
 def test_a_definition_that_is_none_is_refused(app: App, definition: Any, message: str) -> None:

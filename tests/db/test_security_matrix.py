@@ -25,6 +25,7 @@ from tests.support.two_chapters import (
     SCENARIO_ALL,
     SCENARIO_B,
     SCENARIO_C,
+    SCENARIO_OTHER_ALL,
     acting_as,
     answer,
     insert,
@@ -179,7 +180,7 @@ def test_scenarios_are_written_by_coordinators_in_their_own_chapter_only(db: psy
 def test_updates_and_deletes_reach_the_own_chapters_scenarios_only(db: psycopg.Connection, kind: str) -> None:
     db.execute("delete from herald.prompt")
     own = {"own": SCENARIO_A, "other chapter": SCENARIO_B}.get(kind)
-    for scenario in (SCENARIO_A, SCENARIO_B, SCENARIO_ALL, SCENARIO_C, NOBODY):
+    for scenario in (SCENARIO_A, SCENARIO_B, SCENARIO_ALL, SCENARIO_C, SCENARIO_OTHER_ALL, NOBODY):
         reached = int(scenario == own)
         for command in ("update herald.scenario set name = 'mine'", "delete from herald.scenario"):
             with db.transaction(force_rollback=True), acting_as(db, "authenticated", CLAIMS[kind]):

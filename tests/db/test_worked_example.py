@@ -41,8 +41,8 @@ def test_a_type_of_ones_own_has_all_that_the_built_in_ones_have(database: Databa
             "insert into app.request (user_id, asked_at, answered_at) values (%s, %s, %s)", (user, now - 2 * DAY, at)
         )
     assert db.execute("select herald.describe(%s), herald.describe(%s, 'nb')", (scenario, scenario)).fetchone() == (
-        "Send 2 days after a request that nobody answered",
-        "Send 2 dager etter et ubesvart spørsmål",
+        "Send 2 days after a request that nobody answered; at most once a day (UTC)",
+        "Send 2 dager etter et ubesvart spørsmål; høyst én gang om dagen (UTC)",
     )
     preview = "select user_id, decision from herald.preview(%s::uuid, %s, '1 day')"
     assert db.execute(preview, (scenario, now)).fetchall() == [(person, "send")]
@@ -94,6 +94,12 @@ def test_the_table_of_files_names_every_file() -> None:
     [
         ({"name": "Birthday"}, psycopg.errors.InvalidParameterValue, "cannot be called"),
         ({"description": {"nb": "Send"}}, psycopg.errors.InvalidParameterValue, "no sentence in English"),
+        (
+            {"description": {"en": "Send", "nb": None}},
+            psycopg.errors.InvalidParameterValue,
+            'sentence "nb" .* is not a text',
+        ),
+        ({"description": {"en": ""}}, psycopg.errors.InvalidParameterValue, 'sentence "en" .* is not a text'),
         ({"description": {"en": "Send {dayz}"}}, psycopg.errors.InvalidParameterValue, 'unknown parameter "dayz"'),
         ({"description": None}, psycopg.errors.InvalidParameterValue, "needs an evaluator, a description"),
         ({"description": {"en": "Send {days"}}, psycopg.errors.InvalidParameterValue, 'sentence "en" .* is not closed'),

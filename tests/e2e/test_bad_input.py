@@ -106,6 +106,12 @@ def test_all_wrong_settings_are_listed_together(home: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["demo", "fcm-emulator", "migrate --dump-sql"])
+def test_what_reads_no_setting_refuses_one_that_nobody_knows(command: str, home: Path) -> None:
+    found = refusal(*command.split(), home=home, PGHERALD_MAX_RATES=SECRET)
+    found.names("PGHERALD_MAX_RATES: is not a setting; did you mean PGHERALD_MAX_RATE?")
+
+
 @pytest.mark.parametrize("command", ["run", "migrate"])
 @pytest.mark.parametrize("dsn", [f"postgresql://u:{SECRET}@x@db/app", f"host=db passwort={SECRET}", f"{SECRET} x"])
 def test_a_malformed_dsn_is_named_and_never_shown(command: str, dsn: str, home: Path) -> None:
@@ -372,7 +378,7 @@ SCENARIO = (
 
 @ON_18
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' /dev/full")
-@pytest.mark.parametrize("command", ["status", "migrate --dump-sql"])
+@pytest.mark.parametrize("command", ["status", "migrate --dump-sql", "--help", "--version", "fcm-emulator --help"])
 def test_an_answer_that_does_not_fit_on_the_disk(database: Database, home: Path, command: str) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     with open("/dev/full", "wb") as full:

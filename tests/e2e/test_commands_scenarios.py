@@ -163,6 +163,13 @@ def test_evaluate_runs_it_and_prints_a_table(pgherald: Command, organisation: Or
     }
 
 
+def test_every_gate_of_a_run_is_named_in_full_to_a_pipe(pgherald: Command, organisation: Organisation) -> None:
+    organisation.scenario(name="those who have just taken their first steps")
+    organisation.activity(organisation.mentor())
+    organisation.activity(organisation.mentor("a-device", status="paused"))
+    assert "1 inactive_recipient, 1 no_device_token\n" in pgherald("evaluate").out
+
+
 def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(pgherald: Command, organisation: Organisation) -> None:
     organisation.scenario(name="first steps")
     due_person(organisation)
@@ -210,6 +217,15 @@ def test_preview_shows_who_would_get_it_and_which_gate_stops_the_others(
         (str(person), "send"),
         (str(nobody), "no_device_token"),
     }
+
+
+def test_a_long_name_is_broken_between_words(pgherald: Command, organisation: Organisation) -> None:
+    name = "Oppfølging etter besøk når det var bekymring for trivselen hos den som ble besøkt, alle avdelinger"
+    organisation.scenario("milestone", {"counts": [1]}, name=name)
+    for command in (("status",), ("preview", name), ("backtest", name), ("describe",)):
+        answer = pgherald(*command)
+        assert max(len(line) for line in answer.out.splitlines()) <= 80
+        assert "status" in command or name in answer.text
 
 
 def test_what_a_preview_is_about_is_told_in_full_to_a_pipe(pgherald: Command, organisation: Organisation) -> None:

@@ -173,7 +173,7 @@ def test_a_daemon_that_stops_says_that_it_is_not_ready(
     with running_daemon(database.daemon_dsn, emulator, tmp_path, {"PGHERALD_SEND_DEADLINE": "60"}) as daemon:
         organisation.enqueue(organisation.scenario(), organisation.mentor("phone-1"))
         daemon.wait_for_metric("pgherald_in_flight", 1)
-        daemon.process.send_signal(signal.SIGTERM)
+        daemon.send(signal.SIGTERM)
         daemon.wait_for_event("stopping")
         status, body = daemon.get("/readyz")
         assert (status, orjson.loads(body)["reasons"]) == (503, ["stopping"])
@@ -410,7 +410,7 @@ def test_a_daemon_started_with_closed_files_sends_and_stops_in_order(
     organisation.activity(organisation.mentor("phone-1"))
     wrapper = ("sh", "-c", f'exec "$@" {closed}', "sh")
     with running_daemon(database.daemon_dsn, emulator, tmp_path, ready=False, wrapper=wrapper) as daemon:
-        wait_for(lambda: organisation.notifications() or daemon.process.poll() is not None)
+        wait_for(lambda: organisation.notifications() or not daemon.running)
         assert len(emulator.messages()) == 1
         assert daemon.stop() == 0
         assert "Traceback" not in daemon.log
@@ -437,7 +437,7 @@ def test_the_app_does_not_wait_for_a_daemon_that_hangs(
 ) -> None:
     organisation.scenario()
     people = [organisation.mentor(f"phone-{n}") for n in range(20)]
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.send(signal.SIGSTOP)
     done = threading.Event()
 
     def write() -> None:
@@ -448,7 +448,7 @@ def test_the_app_does_not_wait_for_a_daemon_that_hangs(
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
     assert done.wait(PATIENCE), "the app's writes wait for the daemon"
-    daemon.process.send_signal(signal.SIGCONT)
+    daemon.send(signal.SIGCONT)
     settled(organisation, 20)
     assert len(emulator.messages()) == 20
 

@@ -59,7 +59,7 @@ def test_every_person_ends_as_told_and_the_sums_agree(scratch: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     told = " ".join(done.stdout.split())
     again = "; at most once a week; not between 21:00 and 08:00."
-    assert f"Quiet mentors: Send 30 days after the last activity{again}" in told
+    assert f"Quiet mentors: Send 30 days after the last activity (or registration){again}" in told
     assert f"Milestones: Send at a person's 1st, 10th and 50th activity{again}" in told
     assert f"before a first-aid certificate expires, unless it is renewed{again}" in told
     assert f"Send 3 days after a first contact, if wellbeing was a concern{again}" in told

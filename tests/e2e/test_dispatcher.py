@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import anyio
 import pytest
 
 import pgherald
+from pgherald import dispatcher
 from pgherald.config import LogLevel
 from pgherald.dispatcher import (
     Dependencies,
@@ -314,6 +316,30 @@ async def test_what_fcm_answers_decides_what_becomes_of_a_prompt(
         assert row == (True,)
 
 
+@pytest.mark.usefixtures("process_log")
+@pytest.mark.parametrize(("fault", "told"), [("NOT_FOUND", True), ("INVALID_ARGUMENT", True), ("INVALID_TOKEN", False)])
+async def test_what_fcm_refuses_for_good_and_no_token_is_to_blame_for_is_an_error_in_the_log(
+    bench: Bench, organisation: Organisation, capfd: pytest.CaptureFixture[str], fault: str, told: bool
+) -> None:
+    configure(LogLevel.ERROR)
+    scenario_id = enqueue_all(organisation, [organisation.mentor("phone-1")])
+    bench.emulator.faults.set(f"code={fault}")
+    (prompt,) = await bench.claim()
+    await bench.dispatcher.dispatch(prompt)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [{**line, "ts": None} for line in lines] == [
+        {
+            "ts": None,
+            "level": "error",
+            "event": "push_refused",
+            "prompt_id": str(prompt.prompt_id),
+            "scenario_id": str(scenario_id),
+            "scenario_type": "milestone",
+            "error_code": fault,
+        }
+    ] * told
+
+
 async def test_no_more_than_max_in_flight_at_once(
     database: Database, organisation: Organisation, tmp_path: Path
 ) -> None:
@@ -398,6 +424,8 @@ def test_everything_promised_can_be_imported_from_the_package() -> None:
         assert getattr(pgherald, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = pgherald.nothing_of_the_kind
+    for name in ("Sent", "NoToken", "TokenRevoked", "Failed", "Unknown", "DispatchResult", "DispatchSummary"):
+        assert getattr(dispatcher, name) is getattr(pgherald, name), "beside what returns it"
 
 
 async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes_out(

@@ -68,6 +68,16 @@ def test_no_connection_is_one_problem_and_the_rest_is_examined_all_the_same(doct
 
 
 @on_18
+def test_where_no_connection_is_left_the_remedy_is_not_to_start_the_server(doctor: Command, database: Database) -> None:
+    with database.server.admin() as admin:
+        admin.execute(f"alter database {database.name} connection limit 0")
+    what, remedy = problems(doctor)["connection"]
+    assert "no connection is left within the limit of this role or database" in what
+    assert "raise the limit" in remedy
+    assert "start the server" not in remedy
+
+
+@on_18
 @needs_pgbouncer
 def test_a_pooler_in_transaction_mode_is_found_out_and_a_direct_listener_mends_it(
     doctor: Command, database: Database, open_directory: Path, monkeypatch: pytest.MonkeyPatch

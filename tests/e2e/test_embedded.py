@@ -212,6 +212,22 @@ def test_the_server_goes_with_the_program_however_that_ends(how: signal.Signals 
     wait_for(lambda: not is_alive(int(pid)) and not Path(directory).exists())
 
 
+def test_what_an_initdb_without_its_program_still_writes_is_removed_in_the_end(directory: Path) -> None:
+    """`rm` finds a directory full that it has just emptied, and gives up: here by the first of two calls."""
+    rm, tools, left = shutil.which("rm"), directory / "bin", directory / "cluster"
+    for each in (tools, left):
+        each.mkdir()
+    (tools / "rm").write_text(f'#!/bin/sh\nmkdir "$0.called" 2>/dev/null && exit 1\nexec {rm} "$@"\n')
+    (tools / "rm").chmod(0o755)
+    subprocess.run(
+        ["/bin/sh", "-c", embedded._UNDERTAKER, "undertaker", "true", left / "data", "immediate", left],  # noqa: SLF001
+        stdin=subprocess.DEVNULL,
+        env={"PATH": f"{tools}:{os.environ['PATH']}"},
+        check=False,
+    )
+    assert not left.exists()
+
+
 def test_a_lasting_cluster_is_stopped_and_kept_when_the_program_is_killed(directory: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, str(directory / "pg")],

@@ -100,9 +100,9 @@ def test_the_health_check_of_the_image_knows_a_daemon_that_lives_from_one_that_h
         address = daemon.address
         assert probe(address) == 0
         assert probe(address.replace("127.0.0.1", "0.0.0.0")) == 0
-        daemon.process.send_signal(signal.SIGSTOP)
+        daemon.send(signal.SIGSTOP)
         assert probe(address) == 1
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.send(signal.SIGCONT)
         wait_for(lambda: probe(address) == 0)
     assert probe(address) == 1
 
@@ -128,19 +128,19 @@ def test_a_reload_takes_renewed_certificates_and_turns_tls_on_and_off(
         assert get(daemon, ours) == 200
 
         put(second)
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         daemon.wait_for_event("reloaded")
         assert get(daemon, theirs) == 200
 
         key.write_bytes(first.key.read_bytes())  # half of a renewal
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         assert daemon.wait_for_event("reload_refused")["reason"] == "metrics_tls"
         assert daemon.wait_for_event("setting_refused")["setting"] == "PGHERALD_METRICS_TLS_KEY"
         assert get(daemon, theirs) == 200
 
         put(second)
         write(settings | {"PGHERALD_METRICS_TLS_CLIENT_CA": str(ours.certificate)})
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         daemon.wait_for_event("reloaded", count=2)
         assert daemon.wait_for_event("setting_changed")["setting"] == "PGHERALD_METRICS_TLS_CLIENT_CA"
         assert get(daemon, theirs, ours.client()) == 200
@@ -148,7 +148,7 @@ def test_a_reload_takes_renewed_certificates_and_turns_tls_on_and_off(
             get(daemon, theirs)
 
         write({})
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         daemon.wait_for_event("reloaded", count=3)
         assert daemon.get("/healthz") == (200, "ok\n")
         assert daemon.events("setting_needs_restart") == []

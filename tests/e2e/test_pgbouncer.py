@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pgherald import access
 from tests.support.daemon import running_daemon, wait_asleep, wait_for
 from tests.support.organisation import Organisation
 from tests.support.pooler import needs_pgbouncer, pgbouncer
@@ -107,3 +109,15 @@ def test_a_pooler_that_gives_sessions_is_as_good_as_none(
             wait_for(lambda: len(organisation.notifications()) == 1)
             daemon.wait_for_metric(NOTIFIED, lambda times: times >= 1)
             assert daemon.get("/readyz")[1] == '{"status":"ready","reasons":[]}\n'
+
+
+@pytest.mark.parametrize("server", ["pg18"], indirect=True)
+def test_a_pooler_that_is_full_is_waited_for_as_a_server_is(database: Database, open_directory: Path) -> None:
+    with pgbouncer(database, open_directory, "session") as pooled, ExitStack() as others:
+
+        def fill() -> None:
+            for _ in range(200):
+                others.enter_context(access.connect(pooled))
+
+        with pytest.raises(access.NotNow, match="the pooler before it, has no connection left"):
+            fill()

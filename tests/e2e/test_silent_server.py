@@ -12,12 +12,12 @@ import anyio
 import pytest
 from psycopg_pool import PoolTimeout
 
-from pgherald.sessions import Ear, Locks
+from pgherald.sessions import ListenSession, Locks
 from pgherald.store import CalledOff, Store
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     import psycopg
 
@@ -127,6 +127,23 @@ async def test_a_claim_that_was_committed_though_it_was_called_off_is_answered(
     assert len(prompts) == 1
 
 
+@pytest.mark.parametrize("asked", [Store.evaluate, Store.maintain])
+async def test_a_scheduled_run_and_a_deletion_whose_server_says_nothing_are_given_up_in_the_end(
+    store: Store,
+    db: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: Callable[[Store], Awaitable[object]],
+) -> None:
+    await asked(store)
+    monkeypatch.setattr("pgherald.store.RUN_PATIENCE", 0.2)
+    monkeypatch.setattr("pgherald.store.CANCEL_PATIENCE", 0.2)
+    with stopped_sessions(db, "pgherald"), anyio.move_on_after(30) as scope, pytest.raises(TimeoutError):
+        await asked(store)
+    assert not scope.cancelled_caught
+    monkeypatch.undo()
+    await asked(store)
+
+
 async def test_a_lock_whose_server_says_nothing_is_not_held_and_had_again(
     database: Database, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,8 +180,8 @@ async def test_a_listener_whose_first_question_is_never_answered_is_given_up(
     monkeypatch.setattr("pgherald.sessions.is_pooled", Mute(1))
     monkeypatch.setattr("pgherald.sessions._ANSWER_PATIENCE", 0.2)
     with anyio.move_on_after(30) as scope, pytest.raises(TimeoutError):
-        async with Ear.open(database.daemon_dsn, "herald"):
+        async with ListenSession.open(database.daemon_dsn, "herald"):
             pass
     assert not scope.cancelled_caught
-    async with Ear.open(database.daemon_dsn, "herald") as ear:
-        assert not await ear.hear(0.2)
+    async with ListenSession.open(database.daemon_dsn, "herald") as session:
+        assert not await session.notified(0.2)

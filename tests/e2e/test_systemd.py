@@ -136,6 +136,21 @@ def test_systemd_hears_of_start_work_and_stop(
     assert manager.count("READY=1") == 1
 
 
+def test_a_daemon_that_is_stopped_before_it_was_ready_says_nothing_of_ready_any_more(
+    database: Database, organisation: Organisation, emulator: EmulatorProcess, manager: Manager, tmp_path: Path
+) -> None:
+    emulator.set_faults({"do": "latency", "seconds": 1})
+    scenario = organisation.scenario()
+    for person in organisation.mentors(30):
+        organisation.enqueue(scenario, person)
+    with managed(database, emulator, manager, tmp_path) as daemon:
+        wait_for(lambda: "sending" in [status for status, _ in organisation.prompts().values()])
+        assert daemon.stop() == 0
+        assert "STOPPING=1" in manager.listen()
+        assert "READY=1" not in manager.listen()
+        assert "ready" not in [event["event"] for event in daemon.events()]
+
+
 def test_credentials_of_the_unit_are_all_it_needs(
     database: Database, organisation: Organisation, emulator: EmulatorProcess, manager: Manager, tmp_path: Path
 ) -> None:
@@ -178,7 +193,7 @@ def test_a_database_that_is_away_is_no_reason_to_be_killed(
         finally:
             admin.execute(f"alter database {database.name} allow_connections true")
         wait_for(lambda: daemon.get("/readyz")[1] == '{"status":"ready","reasons":[]}\n')
-        assert daemon.process.poll() is None
+        assert daemon.running
 
 
 def test_a_worker_that_waits_for_a_lock_in_the_database_is_not_killed(
@@ -198,7 +213,7 @@ def test_a_worker_that_waits_for_a_lock_in_the_database_is_not_killed(
             assert is_fed(manager)
         organisation.enqueue(organisation.scenario(), organisation.mentor("phone-1"))
         wait_for(lambda: len(organisation.notifications()) == 1)
-        assert daemon.process.poll() is None
+        assert daemon.running
 
 
 def test_a_process_that_hangs_feeds_no_watchdog(
@@ -207,14 +222,14 @@ def test_a_process_that_hangs_feeds_no_watchdog(
     with managed(database, emulator, manager, tmp_path) as daemon:
         manager.wait_for("READY=1")
         assert is_fed(manager)
-        daemon.process.send_signal(signal.SIGSTOP)
+        daemon.send(signal.SIGSTOP)
         wait_for(lambda: Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(") ")[2][0] == "T")
         before = manager.count("WATCHDOG=1")
         time.sleep(WATCHDOG)  # nothing tells of what does not come
         assert manager.count("WATCHDOG=1") == before
         # What systemd does then; the log has the places where each thread stood.
-        daemon.process.send_signal(signal.SIGABRT)
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.send(signal.SIGABRT)
+        daemon.send(signal.SIGCONT)
         assert daemon.wait() == -signal.SIGABRT
         assert "(most recent call first)" in daemon.log_path.read_text()
 
@@ -233,7 +248,7 @@ def test_a_reload_changes_what_can_change_and_names_what_cannot(
         settings_file.write_text(
             "PGHERALD_POLL_INTERVAL='0.1'\nPGHERALD_LOG_LEVEL=info\nPGHERALD_MAX_RATE=\"5\"\nPGHERALD_MAX_IN_FLIGHT=7\n"
         )
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         daemon.wait_for_event("reloaded")
         manager.wait_for("READY=1", 2)
         reloading = manager.listen().index("RELOADING=1")
@@ -244,7 +259,7 @@ def test_a_reload_changes_what_can_change_and_names_what_cannot(
         daemon.wait_for_metric('pgherald_wakeups_total{source="poll"}', lambda times: times > 5)
         daemon.wait_for_metric("pgherald_oauth_expiry_timestamp_seconds", lambda at: at > expiry)  # asked anew
         # What needs a restart is said again, as long as it is so.
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         daemon.wait_for_event("reloaded", count=2)
         assert len(daemon.events("setting_needs_restart")) == 2
         assert len(daemon.events("setting_changed")) == 3
@@ -261,7 +276,7 @@ def test_a_lower_rate_holds_after_a_reload(
     with managed(database, emulator, manager, tmp_path, settings_file) as daemon:
         manager.wait_for("READY=1")
         settings_file.write_text("PGHERALD_MAX_RATE=20\n")
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         daemon.wait_for_event("reloaded")
         scenario = organisation.scenario()
         began = time.monotonic()
@@ -287,22 +302,22 @@ def test_a_reload_takes_new_credentials(
     with managed(database, emulator, manager, tmp_path, settings_file, settings) as daemon:
         manager.wait_for("READY=1")
         key.write_text(json.dumps(account | {"private_key": "not a key"}))
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         refused = daemon.wait_for_event("reload_refused")
         assert (refused["reason"], refused["path"]) == ("credentials", str(key))
         manager.wait_for("STATUS=reload refused, nothing was changed; sending.*")
         key.unlink()
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         refused = daemon.wait_for_event("reload_refused", count=2)
         assert (refused["reason"], refused["path"]) == ("credentials", str(key))
         assert refused["exception"] == "FileNotFoundError[ENOENT]"
         manager.wait_for("READY=1", 3)
         key.write_text(json.dumps(account | {"project_id": "another-project"}))
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         assert daemon.wait_for_event("setting_needs_restart")["setting"] == "PGHERALD_FCM_PROJECT"
         # A key that was deleted at Google: the token there is stays in use, and the failure is said.
         key.write_text(json.dumps(account | {"client_email": "deleted@example.org"}))
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         daemon.wait_for_event("oauth_refresh_failed")
         organisation.enqueue(organisation.scenario(), organisation.mentor("phone-1"))
         wait_for(lambda: len(organisation.notifications()) == 1)
@@ -316,7 +331,7 @@ def test_a_refused_reload_names_no_credentials_file_that_may_be_a_secret_in_the_
     with managed(database, emulator, manager, tmp_path, settings_file) as daemon:
         manager.wait_for("READY=1")
         settings_file.write_text("PGHERALD_FCM_CREDENTIALS=hush\n")
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         refused = daemon.wait_for_event("reload_refused")
         assert (refused["reason"], refused["path"]) == ("credentials", None)
         assert "hush" not in daemon.log
@@ -333,7 +348,7 @@ def test_a_reload_of_settings_that_cannot_work_changes_nothing_and_says_what_is_
                 settings_file.unlink()
             else:
                 settings_file.write_text(text)
-            daemon.process.send_signal(signal.SIGHUP)
+            daemon.send(signal.SIGHUP)
             manager.wait_for("STATUS=reload refused, .*", number)
         assert [event["setting"] for event in daemon.events("setting_refused")] == ["PGHERALD_MAX_RATE"]
         assert [(event["reason"], event["path"], event["exception"]) for event in daemon.events("reload_refused")] == [
@@ -376,7 +391,7 @@ def test_a_start_without_a_database_waits_for_it(
             manager.wait_for("EXTEND_TIMEOUT_USEC=30000000")
             admin.execute(f"alter database {database.name} connection limit -1")
             manager.wait_for("READY=1")
-            assert daemon.process.poll() is None
+            assert daemon.running
 
 
 def unit(name: str) -> dict[str, list[str]]:

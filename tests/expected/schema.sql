@@ -196,6 +196,11 @@ CREATE FUNCTION herald.listed(p_items text[], p_joiner text) RETURNS text
     SET search_path TO 'pg_catalog', 'pg_temp'
     RETURN CASE WHEN (cardinality(p_items) < 2) THEN (p_items)[1] ELSE ((((array_to_string((p_items)[:(cardinality(p_items) - 1)], ', '::text) || ' '::text) || p_joiner) || ' '::text) || (p_items)[cardinality(p_items)]) END;
 
+CREATE FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.span(p_duration interval, p_locale text) RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -204,7 +209,7 @@ CREATE FUNCTION herald.span(p_duration interval, p_locale text) RETURNS text
 CREATE FUNCTION herald.conditions(p_scenario herald.scenario, p_locale text) RETURNS text
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN (SELECT COALESCE(string_agg(('; '::text || CASE conditions.p_locale WHEN 'nb'::text THEN c.nb ELSE c.en END), ''::text ORDER BY c.place), ''::text) AS "coalesce" FROM ((SELECT EXTRACT(epoch FROM (conditions.p_scenario).cooldown) AS cooldown, to_char(((conditions.p_scenario).quiet_from)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_from) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_from, to_char(((conditions.p_scenario).quiet_until)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_until) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_until) q CROSS JOIN LATERAL (VALUES (1,(q.cooldown > (0)::numeric),('at most once '::text || CASE q.cooldown WHEN 3600 THEN 'an hour'::text WHEN 86400 THEN 'a day'::text WHEN 604800 THEN 'a week'::text ELSE ('in '::text || herald.span((conditions.p_scenario).cooldown, 'en'::text)) END),('høyst én gang '::text || CASE q.cooldown WHEN 3600 THEN 'i timen'::text WHEN 86400 THEN 'om dagen'::text WHEN 604800 THEN 'i uken'::text ELSE ('på '::text || herald.span((conditions.p_scenario).cooldown, 'nb'::text)) END)), (2,((conditions.p_scenario).quiet_from IS NOT NULL),format('not between %s and %s'::text, q.quiet_from, q.quiet_until),format('ikke mellom %s og %s'::text, q.quiet_from, q.quiet_until)), (3,((conditions.p_scenario).expires_after <> '3 days'::interval),format('at most %s late'::text, herald.span((conditions.p_scenario).expires_after, 'en'::text)),format('høyst %s forsinket'::text, herald.span((conditions.p_scenario).expires_after, 'nb'::text))), (4,((conditions.p_scenario).presentation = 'data'::text),'silently'::text,'uten lyd og varsel'::text), (5,((conditions.p_scenario).devices = 'all'::text),'on all devices'::text,'på alle enheter'::text), (6,((conditions.p_scenario).max_prompts_per_run IS NOT NULL),format('held if it would reach more than %s people at once'::text, (conditions.p_scenario).max_prompts_per_run),format('holdes tilbake hvis den ville nå flere enn %s personer på en gang'::text, (conditions.p_scenario).max_prompts_per_run)), (7,((conditions.p_scenario).mode = 'canary'::text),format('only to %s %% of the people'::text, (conditions.p_scenario).canary_percent),format('bare til %s %% av personene'::text, (conditions.p_scenario).canary_percent)), (8,((conditions.p_scenario).mode = 'shadow'::text),'only counted, nothing is sent'::text,'bare talt, ingenting sendes'::text), (9,((conditions.p_scenario).mode = 'off'::text),'switched off'::text,'slått av'::text), (10,((conditions.p_scenario).paused_at IS NOT NULL),'paused'::text,'satt på pause'::text), (11,herald.held_for_caller((conditions.p_scenario).scenario_id),'held: a run would have reached too many people'::text,'holdt tilbake: en kjøring ville nådd for mange personer'::text)) c(place, applies, en, nb)) WHERE c.applies);
+    RETURN (SELECT COALESCE(string_agg(('; '::text || CASE conditions.p_locale WHEN 'nb'::text THEN c.nb ELSE c.en END), ''::text ORDER BY c.place), ''::text) AS "coalesce" FROM ((SELECT EXTRACT(epoch FROM (conditions.p_scenario).cooldown) AS cooldown, CASE WHEN ((conditions.p_scenario).scenario_type = 'inactivity'::text) THEN (div(EXTRACT(epoch FROM (conditions.p_scenario).cooldown), ((86400)::numeric * (((conditions.p_scenario).params ->> 'repeat_days'::text))::numeric)) + (1)::numeric) ELSE NULL::numeric END AS repeats, to_char(((conditions.p_scenario).quiet_from)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_from) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_from, to_char(((conditions.p_scenario).quiet_until)::interval, CASE EXTRACT(second FROM (conditions.p_scenario).quiet_until) WHEN 0 THEN 'HH24:MI'::text ELSE 'HH24:MI:SS'::text END) AS quiet_until) q CROSS JOIN LATERAL (VALUES (1,true,('at most once '::text || concat_ws(' and once '::text, CASE q.cooldown WHEN 3600 THEN 'an hour'::text WHEN 86400 THEN 'a day'::text WHEN 604800 THEN 'a week'::text ELSE ('in '::text || herald.span((conditions.p_scenario).cooldown, 'en'::text)) END, CASE WHEN (q.cooldown < (86400)::numeric) THEN 'a day (UTC)'::text ELSE NULL::text END)),('høyst én gang '::text || concat_ws(' og én gang '::text, CASE q.cooldown WHEN 3600 THEN 'i timen'::text WHEN 86400 THEN 'om dagen'::text WHEN 604800 THEN 'i uken'::text ELSE ('på '::text || herald.span((conditions.p_scenario).cooldown, 'nb'::text)) END, CASE WHEN (q.cooldown < (86400)::numeric) THEN 'om dagen (UTC)'::text ELSE NULL::text END))), (2,(q.repeats > (1)::numeric),('in effect '::text || CASE WHEN ((((conditions.p_scenario).params ->> 'max_repeats'::text))::numeric < q.repeats) THEN 'once'::text ELSE format('every %s days'::text, (q.repeats * (((conditions.p_scenario).params ->> 'repeat_days'::text))::numeric)) END),('i praksis '::text || CASE WHEN ((((conditions.p_scenario).params ->> 'max_repeats'::text))::numeric < q.repeats) THEN 'én gang'::text ELSE format('hver %s. dag'::text, (q.repeats * (((conditions.p_scenario).params ->> 'repeat_days'::text))::numeric)) END)), (3,((conditions.p_scenario).quiet_from IS NOT NULL),format('not between %s and %s'::text, q.quiet_from, q.quiet_until),format('ikke mellom %s og %s'::text, q.quiet_from, q.quiet_until)), (4,((conditions.p_scenario).expires_after <> '3 days'::interval),format('at most %s late'::text, herald.span((conditions.p_scenario).expires_after, 'en'::text)),format('høyst %s forsinket'::text, herald.span((conditions.p_scenario).expires_after, 'nb'::text))), (5,((conditions.p_scenario).presentation = 'data'::text),'silently'::text,'uten lyd og varsel'::text), (6,((conditions.p_scenario).devices = 'all'::text),'on all devices'::text,'på alle enheter'::text), (7,((conditions.p_scenario).max_prompts_per_run IS NOT NULL),format('held if it would reach more than %s at once'::text, herald.said(to_jsonb((conditions.p_scenario).max_prompts_per_run), 'person|people'::text, 'en'::text)),format('holdes tilbake hvis den ville nå flere enn %s på én gang'::text, herald.said(to_jsonb((conditions.p_scenario).max_prompts_per_run), 'person|personer'::text, 'nb'::text))), (8,((conditions.p_scenario).on_unknown = 'resend'::text),'sent again if it is not certain that it arrived'::text,'sendes på nytt hvis det er uvisst om den kom fram'::text), (9,((conditions.p_scenario).mode = 'canary'::text),format('only to %s %% of the people'::text, (conditions.p_scenario).canary_percent),format('bare til %s %% av personene'::text, (conditions.p_scenario).canary_percent)), (10,((conditions.p_scenario).mode = 'shadow'::text),'only counted, nothing is sent'::text,'telles bare, ingenting sendes'::text), (11,((conditions.p_scenario).mode = 'off'::text),'switched off'::text,'slått av'::text), (12,((conditions.p_scenario).paused_at IS NOT NULL),'paused'::text,'satt på pause'::text), (13,herald.held_for_caller((conditions.p_scenario).scenario_id),'held: a run would have reached too many people'::text,'holdt tilbake: en kjøring ville nådd for mange personer'::text)) c(place, applies, en, nb)) WHERE c.applies);
 
 CREATE FUNCTION herald.cooldown_window_start(p_at timestamp with time zone, p_cooldown interval) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -299,6 +304,7 @@ CREATE FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_ref text
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
+    SET lock_timeout TO '5s'
     AS $$...$$;
 
 CREATE FUNCTION herald.evaluate(p_now timestamp with time zone DEFAULT now(), p_scenario uuid DEFAULT NULL::uuid) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
@@ -349,11 +355,6 @@ CREATE FUNCTION herald.expires_at(p_due_at timestamp with time zone, p_made_at t
 CREATE FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(check_name text, passed boolean, detail text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$...$$;
-
-CREATE FUNCTION herald.explained(p_user uuid, p_scenario_type text, p_now timestamp with time zone) RETURNS TABLE(check_name text, passed boolean, detail text)
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
     AS $$...$$;
@@ -400,6 +401,11 @@ CREATE FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_eval
 CREATE FUNCTION herald.in_canary(p_scenario uuid, p_user uuid, p_percent integer) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN ((((('x'::text || substr(md5(((p_scenario)::text || (p_user)::text)), 1, 7)))::bit(28))::integer % 100) < p_percent);
+
+CREATE FUNCTION herald.in_days(p_duration interval) RETURNS interval
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    RETURN ((p_duration - make_interval(years => (EXTRACT(year FROM p_duration))::integer, months => (EXTRACT(month FROM p_duration))::integer)) + make_interval(days => ((365 * (EXTRACT(year FROM p_duration))::integer) + (30 * (EXTRACT(month FROM p_duration))::integer))));
 
 CREATE FUNCTION herald.invariants(p_rows integer DEFAULT 10000, p_now timestamp with time zone DEFAULT now()) RETURNS TABLE(invariant text, violations bigint)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -458,7 +464,7 @@ CREATE FUNCTION herald.my_organisations() RETURNS SETOF uuid
 CREATE FUNCTION herald.may_read(p_organisation uuid, p_chapter uuid) RETURNS boolean
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN (herald.is_staff() OR (p_chapter IN (SELECT herald.my_chapters() AS my_chapters)) OR ((p_chapter IS NULL) AND (p_organisation IN (SELECT herald.my_organisations() AS my_organisations))));
+    RETURN COALESCE((herald.is_staff() OR (p_chapter IN (SELECT herald.my_chapters() AS my_chapters)) OR ((p_chapter IS NULL) AND (p_organisation IN (SELECT herald.my_organisations() AS my_organisations)))), false);
 
 CREATE FUNCTION herald.mend_open_prompts() RETURNS bigint
     LANGUAGE plpgsql
@@ -657,11 +663,6 @@ CREATE FUNCTION herald.run_retention() RETURNS interval
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$...$$;
 
-CREATE FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) RETURNS text
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$...$$;
-
 CREATE FUNCTION herald.scenario_from(p_definition jsonb, p_now timestamp with time zone) RETURNS herald.scenario
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -670,7 +671,7 @@ CREATE FUNCTION herald.scenario_from(p_definition jsonb, p_now timestamp with ti
 CREATE FUNCTION herald.scenario_problem(p_scenario herald.scenario) RETURNS text
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    RETURN CASE WHEN ((p_scenario).organisation_id IS NULL) THEN 'organisation_id is missing'::text WHEN (((p_scenario).name IS NULL) OR ((length((p_scenario).name) < 1) OR (length((p_scenario).name) > 200))) THEN 'name must be a text of 1 to 200 characters'::text WHEN ((p_scenario).title_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'title_key must be a key such as "inactivity_title", not a text'::text WHEN ((p_scenario).body_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'body_key must be a key such as "inactivity_body", not a text'::text WHEN ((p_scenario).presentation <> ALL (ARRAY['alert'::text, 'data'::text])) THEN 'presentation must be alert or data'::text WHEN ((p_scenario).devices <> ALL (ARRAY['latest'::text, 'all'::text])) THEN 'devices must be latest or all'::text WHEN (((p_scenario).cooldown < '00:00:00'::interval) OR ((p_scenario).cooldown > '36500 days'::interval) OR (LEAST(EXTRACT(year FROM (p_scenario).cooldown), EXTRACT(month FROM (p_scenario).cooldown), EXTRACT(day FROM (p_scenario).cooldown), EXTRACT(hour FROM (p_scenario).cooldown)) < (0)::numeric)) THEN 'cooldown must lie between 0 and 36500 days, for example 7 days'::text WHEN (((p_scenario).quiet_from IS NULL) <> ((p_scenario).quiet_until IS NULL)) THEN 'quiet_from and quiet_until go together, for example 21:00 and 08:00'::text WHEN ((p_scenario).quiet_from = (p_scenario).quiet_until) THEN 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'::text WHEN ((p_scenario).mode <> ALL (ARRAY['off'::text, 'shadow'::text, 'canary'::text, 'on'::text])) THEN 'mode must be off, shadow, canary or on'::text WHEN (((p_scenario).mode = 'canary'::text) AND ((p_scenario).canary_percent IS NULL)) THEN 'mode canary needs canary_percent, for example 10'::text WHEN (((p_scenario).canary_percent < 0) OR ((p_scenario).canary_percent > 100)) THEN 'canary_percent must lie between 0 and 100'::text WHEN (((p_scenario).jitter < '00:00:00'::interval) OR ((p_scenario).jitter > '01:00:00'::interval)) THEN 'jitter must lie between 0 and 1 hour'::text WHEN (((p_scenario).expires_after <= '00:00:00'::interval) OR ((p_scenario).expires_after > '36500 days'::interval) OR (LEAST(EXTRACT(year FROM (p_scenario).expires_after), EXTRACT(month FROM (p_scenario).expires_after), EXTRACT(day FROM (p_scenario).expires_after), EXTRACT(hour FROM (p_scenario).expires_after)) < (0)::numeric)) THEN 'expires_after must be longer than nothing and at most 36500 days, for example 3 days'::text WHEN ((p_scenario).on_unknown <> ALL (ARRAY['drop'::text, 'resend'::text])) THEN 'on_unknown must be drop or resend'::text WHEN ((p_scenario).max_prompts_per_run <= 0) THEN 'max_prompts_per_run must be at least 1, or null for no limit'::text WHEN (NOT isfinite((p_scenario).evaluated_through)) THEN 'evaluated_through must be a moment, not infinity'::text ELSE NULL::text END;
+    RETURN CASE WHEN ((p_scenario).organisation_id IS NULL) THEN 'organisation_id is missing'::text WHEN (((p_scenario).name IS NULL) OR ((length((p_scenario).name) < 1) OR (length((p_scenario).name) > 200)) OR ((p_scenario).name ~ '[\u0001-\u001f\u007f-\u009f]'::text)) THEN 'name must be a text of 1 to 200 characters, all visible and on one line'::text WHEN ((p_scenario).title_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'title_key must be a key such as "inactivity_title", not a text'::text WHEN ((p_scenario).body_key !~ '^[A-Za-z0-9_.-]{1,100}$'::text) THEN 'body_key must be a key such as "inactivity_body", not a text'::text WHEN ((p_scenario).presentation <> ALL (ARRAY['alert'::text, 'data'::text])) THEN 'presentation must be alert or data'::text WHEN ((p_scenario).devices <> ALL (ARRAY['latest'::text, 'all'::text])) THEN 'devices must be latest or all'::text WHEN (((p_scenario).cooldown < '00:00:00'::interval) OR ((p_scenario).cooldown > '36500 days'::interval) OR (LEAST(EXTRACT(year FROM (p_scenario).cooldown), EXTRACT(month FROM (p_scenario).cooldown), EXTRACT(day FROM (p_scenario).cooldown), EXTRACT(hour FROM (p_scenario).cooldown)) < (0)::numeric)) THEN 'cooldown must lie between 0 and 36500 days, for example 7 days'::text WHEN (((p_scenario).quiet_from IS NULL) <> ((p_scenario).quiet_until IS NULL)) THEN 'quiet_from and quiet_until go together, for example 21:00 and 08:00'::text WHEN ((p_scenario).quiet_from = (p_scenario).quiet_until) THEN 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'::text WHEN ((p_scenario).mode <> ALL (ARRAY['off'::text, 'shadow'::text, 'canary'::text, 'on'::text])) THEN 'mode must be off, shadow, canary or on'::text WHEN (((p_scenario).mode = 'canary'::text) AND ((p_scenario).canary_percent IS NULL)) THEN 'mode canary needs canary_percent, for example 10'::text WHEN (((p_scenario).canary_percent < 0) OR ((p_scenario).canary_percent > 100)) THEN 'canary_percent must lie between 0 and 100'::text WHEN (((p_scenario).jitter < '00:00:00'::interval) OR ((p_scenario).jitter > '01:00:00'::interval)) THEN 'jitter must lie between 0 and 1 hour'::text WHEN (((p_scenario).expires_after <= '00:00:00'::interval) OR ((p_scenario).expires_after > '36500 days'::interval) OR (LEAST(EXTRACT(year FROM (p_scenario).expires_after), EXTRACT(month FROM (p_scenario).expires_after), EXTRACT(day FROM (p_scenario).expires_after), EXTRACT(hour FROM (p_scenario).expires_after)) < (0)::numeric)) THEN 'expires_after must be longer than nothing and at most 36500 days, for example 3 days'::text WHEN ((p_scenario).on_unknown <> ALL (ARRAY['drop'::text, 'resend'::text])) THEN 'on_unknown must be drop or resend'::text WHEN ((p_scenario).max_prompts_per_run <= 0) THEN 'max_prompts_per_run must be at least 1, or null for no limit'::text WHEN (NOT isfinite((p_scenario).evaluated_through)) THEN 'evaluated_through must be a moment, not infinity'::text ELSE NULL::text END;
 
 CREATE FUNCTION herald.schema_version(p_program integer) RETURNS TABLE(version integer, breaking boolean)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -865,7 +866,7 @@ CREATE TABLE herald.device_token (
     CONSTRAINT device_token_form CHECK ((((length(token) >= 1) AND (length(token) <= 2000)) AND (token !~ '[[:cntrl:][:space:]]'::text))),
     CONSTRAINT device_token_kind CHECK ((kind = ANY (ARRAY['token'::text, 'fid'::text]))),
     CONSTRAINT device_token_platform CHECK ((platform = ANY (ARRAY['ios'::text, 'android'::text, 'web'::text]))),
-    CONSTRAINT device_token_revoked CHECK (((revoked_at IS NULL) = (revoked_reason IS NULL)))
+    CONSTRAINT device_token_revoked CHECK (((revoked_at IS NOT NULL) OR (revoked_reason IS NULL)))
 );
 
 ALTER TABLE ONLY herald.device_token FORCE ROW LEVEL SECURITY;
@@ -873,18 +874,25 @@ ALTER TABLE ONLY herald.device_token FORCE ROW LEVEL SECURITY;
 CREATE VIEW herald.device_statistics WITH (security_barrier='true') AS
  SELECT platform,
     kind,
-    revoked_reason,
+        CASE
+            WHEN (revoked_at IS NOT NULL) THEN COALESCE(revoked_reason, 'unknown'::text)
+            ELSE NULL::text
+        END AS revoked_reason,
     count(*) AS devices,
     count(DISTINCT user_id) AS people,
     count(*) FILTER (WHERE (last_seen_at > (now() - '7 days'::interval))) AS seen_in_7_days,
     min(last_seen_at) AS longest_unseen
    FROM herald.device_token d
-  GROUP BY platform, kind, revoked_reason;
+  GROUP BY platform, kind,
+        CASE
+            WHEN (revoked_at IS NOT NULL) THEN COALESCE(revoked_reason, 'unknown'::text)
+            ELSE NULL::text
+        END;
 
 CREATE TABLE herald.evaluation_run (
     run_id bigint NOT NULL,
     scenario_id uuid NOT NULL,
-    source text NOT NULL,
+    source text DEFAULT 'schedule'::text NOT NULL,
     started_at timestamp with time zone NOT NULL,
     evaluated tstzrange NOT NULL,
     candidates integer NOT NULL,
@@ -975,20 +983,18 @@ CREATE TABLE herald.prompt (
     settled_at timestamp with time zone,
     failed_at timestamp with time zone GENERATED ALWAYS AS (
 CASE
-    WHEN (status = 'failed'::text) THEN COALESCE(settled_at, 'infinity'::timestamp with time zone)
+    WHEN (status = 'failed'::text) THEN COALESCE(settled_at, created_at)
     ELSE NULL::timestamp with time zone
 END) STORED,
     unknown_at timestamp with time zone GENERATED ALWAYS AS (
 CASE
-    WHEN (status = 'unknown'::text) THEN COALESCE(claimed_at, '-infinity'::timestamp with time zone)
+    WHEN (status = 'unknown'::text) THEN COALESCE(claimed_at, created_at)
     ELSE NULL::timestamp with time zone
 END) STORED,
     CONSTRAINT prompt_activity_ref CHECK (((length(activity_ref) >= 1) AND (length(activity_ref) <= 400))),
     CONSTRAINT prompt_collapse_key CHECK (((octet_length(collapse_key) >= 1) AND (octet_length(collapse_key) <= 64))),
-    CONSTRAINT prompt_idempotency_key_form CHECK (((octet_length(idempotency_key) = 64) AND (idempotency_key !~ '[^0-9a-f]'::text))),
     CONSTRAINT prompt_origin CHECK ((origin = ANY (ARRAY['evaluation'::text, 'enqueue'::text]))),
     CONSTRAINT prompt_sending CHECK (((status <> 'sending'::text) OR ((owner IS NOT NULL) AND (deadline IS NOT NULL) AND (claimed_at IS NOT NULL)))),
-    CONSTRAINT prompt_skipped CHECK (((status <> 'skipped'::text) OR (gate IS NOT NULL))),
     CONSTRAINT prompt_status CHECK ((status = ANY (ARRAY['ready'::text, 'sending'::text, 'sent'::text, 'failed'::text, 'unknown'::text, 'skipped'::text, 'expired'::text])))
 )
 WITH (fillfactor='45', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='2000', autovacuum_vacuum_cost_delay='1');
@@ -1501,6 +1507,8 @@ REVOKE ALL ON FUNCTION herald.held_for_caller(p_scenario uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.listed(p_items text[], p_joiner text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION herald.span(p_duration interval, p_locale text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.conditions(p_scenario herald.scenario, p_locale text) FROM PUBLIC;
@@ -1587,8 +1595,6 @@ GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now ti
 GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now timestamp with time zone) TO herald_reader;
 
-REVOKE ALL ON FUNCTION herald.explained(p_user uuid, p_scenario_type text, p_now timestamp with time zone) FROM PUBLIC;
-
 REVOKE ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) TO herald_reader;
@@ -1612,6 +1618,8 @@ GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, 
 GRANT ALL ON FUNCTION herald.idempotency_key(p_user uuid, p_scenario_type text, p_evaluation_date date) TO service_role;
 
 REVOKE ALL ON FUNCTION herald.in_canary(p_scenario uuid, p_user uuid, p_percent integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION herald.in_days(p_duration interval) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.invariants(p_rows integer, p_now timestamp with time zone) TO herald_daemon;
@@ -1734,8 +1742,6 @@ REVOKE ALL ON FUNCTION herald.run(p_scenario herald.scenario, p_window tstzrange
 REVOKE ALL ON FUNCTION herald.run_by_chapter(p_scenario herald.scenario, p_window tstzrange, p_users uuid[], p_now timestamp with time zone, OUT candidates integer, OUT prompts integer, OUT suppressed jsonb, OUT error text, OUT again uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.run_retention() FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION herald.said(p_value jsonb, p_forms text, p_locale text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.scenario_from(p_definition jsonb, p_now timestamp with time zone) FROM PUBLIC;
 

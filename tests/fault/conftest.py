@@ -20,7 +20,8 @@ import pytest
 
 from pgherald.emulator.client import emulator_process
 from tests.fault.invariants import Broken, check_invariants
-from tests.fault.world import FULL, ROOT, World
+from tests.fault.world import FULL, World
+from tests.support.daemon import ROOT
 from tests.support.postgres import running_server
 
 if TYPE_CHECKING:

@@ -177,8 +177,8 @@ def check_invariants(
     canaries = list(_canaries(world))
     broken += canaries
     for daemon in world.daemons.values():
-        if "Traceback" in daemon.text or "Fatal Python error" in daemon.text:
-            broken.append(f"crash: {daemon.name}: {daemon.text[daemon.text.find('Traceback') :][:1500]}")
+        if "Traceback" in daemon.log or "Fatal Python error" in daemon.log:
+            broken.append(f"crash: {daemon.name}: {daemon.log[daemon.log.find('Traceback') :][:1500]}")
     finding = Finding(
         len(prompts),
         len(pushes),
@@ -220,10 +220,10 @@ def _canaries(world: World) -> Iterator[str]:
     """Every place where a secret shows, in any usual disguise."""
     places: dict[str, str | bytes] = {"Postgres's log": world.postgres_log()}
     for name, daemon in world.daemons.items():
-        places[f"log of {name}"] = daemon.log_file.read_text(errors="replace") if daemon.log_file.exists() else ""
+        places[f"log of {name}"] = daemon.log_path.read_text(errors="replace") if daemon.log_path.exists() else ""
         if daemon.running:
             for page in ("/metrics", "/healthz", "/readyz"):
-                places[f"{page} of {name}"] = daemon.page(page)
+                places[f"{page} of {name}"] = daemon.get(page)[1]
         for path in daemon.state_dir.rglob("*"):
             if path.is_file():
                 places[f"{path.name} of {name}"] = path.read_bytes()

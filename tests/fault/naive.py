@@ -273,7 +273,7 @@ def takes_back_what_left() -> None:
 
 def never_waits() -> None:
     """What cannot be had now is asked for again at once."""
-    worker.FIRST_DOZE = 0.0  # type: ignore[misc]
+    worker.FIRST_WAIT = 0.0  # type: ignore[misc]
     worker.reconnect_delay = lambda *_: 0.0  # type: ignore[attr-defined]
     described = store.make_conninfo  # type: ignore[attr-defined]
     store.make_conninfo = partial(described, options="-c lock_timeout=1ms")  # type: ignore[attr-defined]
@@ -325,7 +325,7 @@ def believes_the_payload() -> None:
         made(self, *arguments)
         senders.append(self)
 
-    async def obey(self: sessions.Ear, seconds: float) -> bool:
+    async def obey(self: sessions.ListenSession, seconds: float) -> bool:
         async for note in self._connection.notifies(timeout=seconds, stop_after=1):
             if note.payload.startswith("{"):
                 await senders[0].send(note.payload.encode(), time.monotonic() + 1)
@@ -333,7 +333,7 @@ def believes_the_payload() -> None:
         return False
 
     fcm.FcmClient.__init__ = remember  # type: ignore[method-assign,assignment]
-    sessions.Ear.hear = obey  # type: ignore[method-assign]
+    sessions.ListenSession.notified = obey  # type: ignore[method-assign]
 
 
 def one_exception_ends_the_batch() -> None:

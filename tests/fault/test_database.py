@@ -59,8 +59,8 @@ def test_a_database_that_goes_right_after_the_200_gets_its_records_later(
         if killed:
             world.kill(daemon)
         else:
-            wait_until(lambda: "database_away" in daemon.page("/readyz"), "it says so")
-            daemon.wait_for("record_failed" if variant is None else "record_dropped")
+            wait_until(lambda: "database_away" in daemon.get("/readyz")[1], "it says so")
+            daemon.wait_for_event("record_failed" if variant is None else "record_dropped")
         link.mend()
         if killed:
             world.restart(daemon)
@@ -85,7 +85,7 @@ def test_a_late_owner_turns_unknown_into_sent(
         spooled_without_a_database(world, fcm, link, first, people)
         second = world.daemon("second")
         wait_until(lambda: world.statuses() == {"unknown": len(people)}, "given up by the other")
-        second.wait_for("prompt_unknown", count=len(people))
+        second.wait_for_event("prompt_unknown", count=len(people))
         assert len(second.events("prompt_unknown")) == len(people)
         link.mend()
         if variant is None:
@@ -94,8 +94,8 @@ def test_a_late_owner_turns_unknown_into_sent(
             finding = promise(world, unknown=())
             assert finding.pushes == len(people)
         else:
-            first.wait_for("record_dropped")
-            wait_until(lambda: "database_away" not in first.page("/readyz"), "working again")
+            first.wait_for_event("record_dropped")
+            wait_until(lambda: "database_away" not in first.get("/readyz")[1], "working again")
             with pytest.raises(Broken, match="lost: "):
                 promise(world, metrics=False)
 
@@ -119,7 +119,7 @@ def test_a_commit_whose_answer_is_lost_is_neither_doubled_nor_dropped(
         link.reset()
         link.let_go()
         world.rest()
-        daemon.wait_for("record_failed")
+        daemon.wait_for_event("record_failed")
         if variant is None:
             promise(world, unknown=())
             assert world.statuses() == {"sent": len(people)}
@@ -279,7 +279,7 @@ def test_a_terminated_listener_is_back_at_once_and_hears(
                 "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgherald listener'"
             )
             if variant is None:
-                daemon.wait_for("listening", count=number + 2)
+                daemon.wait_for_event("listening", count=number + 2)
             else:
                 wait_until(lambda: daemon.metric("pgherald_listener_up") == 0, "the end of its session")
         world.act(world.people(3))

@@ -93,10 +93,10 @@ def test_while_a_proxy_answers_in_its_place_few_prompts_end_in_doubt(
         daemon = world.daemon(max_in_flight="10")
         fcm.set_faults({"do": "status", "status": 502, "body": "<html>bad gateway</html>"})
         world.act(world.people(300))
-        wait_until(lambda: "breaker_no_answer" in daemon.page("/readyz"), "it says so")
+        wait_until(lambda: "breaker_no_answer" in daemon.get("/readyz")[1], "it says so")
         fcm.set_faults()
         world.rest()
-        wait_until(lambda: "breaker_no_answer" not in daemon.page("/readyz"), "working again")
+        wait_until(lambda: "breaker_no_answer" not in daemon.get("/readyz")[1], "working again")
         doubts = [user for (user,) in world.ask("select user_id from herald.prompt where status = 'unknown'")]
         promise(world, unknown=doubts)
         assert len(doubts) <= 40

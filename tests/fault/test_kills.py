@@ -145,7 +145,7 @@ def crash_points(
             world.restart(daemon)
         tracer = trace(at)
         with suppress(subprocess.TimeoutExpired):
-            daemon.process and daemon.process.wait(0.3)
+            daemon.process.wait(0.3)
         if daemon.running:
             tracer.stop()  # this time it took fewer calls
             continue
@@ -233,7 +233,7 @@ def storm(
     for each in running:
         each.start(ready=False)
     for each in running:
-        each.wait_for("ready")
+        each.wait_for_event("ready")
     restarts: list[threading.Thread] = []
     with crowd(world, people, seconds) as acting:
         while acting.is_alive():
@@ -254,7 +254,7 @@ def storm(
 def again(victim: Daemon) -> None:
     victim.start(ready=False)
     with suppress(AssertionError, TimeoutError):
-        victim.wait_for("starting")
+        victim.wait_for_event("starting")
         victim.killed = False
 
 

@@ -134,12 +134,12 @@ def test_poison_prompts_never_block_the_others(make_world: Worlds, promise: Prom
         world.db.execute("update herald.setting set paused_at = null")
         if variant is not None:
             world.db.execute("update herald.prompt set not_before = now() where not_before > '9999-01-01'")
-            daemon.wait_for("batch_dispatched")
+            daemon.wait_for_event("batch_dispatched")
             world.rest()
             with pytest.raises(Broken, match="unknown: "):
                 promise(world, unknown=(), metrics=False)
             return
-        daemon.wait_for("ready")
+        daemon.wait_for_event("ready")
         wait_until(lambda: world.statuses().get("sent", 0) >= 100, "the others are sent")
         world.db.execute(
             "update herald.prompt set status = 'expired', gate = 'expired' where not_before > '9999-01-01'"

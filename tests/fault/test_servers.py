@@ -98,7 +98,7 @@ def test_control_claims_that_a_crash_takes_back_are_found_out(
         try:
             own_server.cluster.stop()
             own_server.cluster.start()
-            world.daemons["one"].wait_for("listening", count=2)
+            world.daemons["one"].wait_for_event("listening", count=2)
             world.act(people)
             world.wait_for_pushes(1)
             own_server.cluster.stop("immediate")
@@ -137,7 +137,7 @@ def test_a_read_only_server_keeps_records_waiting_and_takes_them_later(
         world.act(people)
         world.wait_for_pushes(len(people))
         with read_only(own_server):
-            daemon.wait_for("record_failed" if variant is None else "record_dropped")
+            daemon.wait_for_event("record_failed" if variant is None else "record_dropped")
             wait_until(lambda: len(world.note_spool(daemon)) == len(people), "all in the spool")
         check_late_records(world, daemon, promise, variant)
 
@@ -168,8 +168,8 @@ def test_a_server_without_a_free_connection_gets_its_records_later(
                 world.act(world.people(10))
                 wait_until(lambda: len(world.note_spool(daemon)) == 10, "all in the spool")
                 drive_out()
-                daemon.wait_for("record_failed" if variant is None else "record_dropped")
-            wait_until(lambda: "listener_down" in daemon.page("/readyz"), "it says so")
+                daemon.wait_for_event("record_failed" if variant is None else "record_dropped")
+            wait_until(lambda: "listener_down" in daemon.get("/readyz")[1], "it says so")
         check_late_records(world, daemon, promise, variant)
 
 
@@ -220,9 +220,9 @@ def test_a_pool_without_a_connection_gets_its_records_later(
                 # it keeps what it has outside the pool, and gets nothing new
                 admin.execute(f"alter role {DAEMON_LOGIN} connection limit 0".encode())
                 world.ask("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgherald'")
-                daemon.wait_for("record_failed" if variant is None else "record_dropped")
-            wait_until(lambda: "PoolTimeout" in daemon.text, "it waits for a connection in vain")
-            wait_until(lambda: "database_away" in daemon.page("/readyz"), "it says so")
+                daemon.wait_for_event("record_failed" if variant is None else "record_dropped")
+            wait_until(lambda: "PoolTimeout" in daemon.log, "it waits for a connection in vain")
+            wait_until(lambda: "database_away" in daemon.get("/readyz")[1], "it says so")
         finally:
             admin.execute(f"alter role {DAEMON_LOGIN} connection limit -1".encode())
         check_late_records(world, daemon, promise, variant)
@@ -243,7 +243,7 @@ def test_a_full_disk_under_postgres_loses_no_record(
                 wait_until(lambda: len(world.note_spool(daemon)) == len(people), "all in the spool")
                 filler = fill(disk)
                 use_up_the_log(world)
-                daemon.wait_for("record_failed" if variant is None else "record_dropped")
+                daemon.wait_for_event("record_failed" if variant is None else "record_dropped")
             filler.unlink()
             bring_back(server)
             check_late_records(world, daemon, promise, variant)
@@ -306,11 +306,11 @@ def test_a_black_hole_on_the_database_link_is_noticed_within_ten_seconds(
             time.sleep(11)
             assert daemon.events("listener_lost") == []
             return
-        lost = daemon.wait_for("listener_lost")
+        lost = daemon.wait_for_event("listener_lost")
         assert datetime.fromisoformat(lost["ts"]).timestamp() - began < 10
         run("ip", "link", "set", f"{name}a", "up")
-        daemon.wait_for("listening", count=2)
-        wait_until(lambda: "database_away" not in daemon.page("/readyz"), "working again")
+        daemon.wait_for_event("listening", count=2)
+        wait_until(lambda: "database_away" not in daemon.get("/readyz")[1], "working again")
         world.act(world.people(2))
         wait_until(lambda: len(daemon.events("prompt_settled")) > 0, "claimed and tried")
         assert daemon.stop() == 0
@@ -324,7 +324,7 @@ def test_the_server_asks_within_seconds_whether_a_silent_daemon_is_still_there(m
     with make_world(tcp=True) as world:
         world.scenario()
         daemon = world.daemon(scheduler="internal")
-        daemon.wait_for("listening")
+        daemon.wait_for_event("listening")
         world.act(world.people(1))
         world.wait_for_pushes(1)
         sessions = dict(

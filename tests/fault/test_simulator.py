@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from tests.fault.simulator import OUTCOMES, STATUSES, Simulation, Violation, judge, swept
-from tests.fault.world import FULL, ROOT
+from tests.fault.world import FULL
+from tests.support.daemon import ROOT
 
 if TYPE_CHECKING:
     import psycopg

@@ -16,7 +16,7 @@ from tests.fault.conftest import needs
 from tests.fault.invariants import Broken
 from tests.fault.machine import fill, small_disk
 from tests.fault.promise import with_control
-from tests.fault.world import FRAME, spooled_prompts, wait_until
+from tests.fault.world import FRAME, program, spooled_prompts, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def test_a_second_daemon_on_a_spool_is_refused_with_78(make_world: Worlds, promi
         second = world.daemon("second", start=False, state_dir=first.state_dir)
         second.start(ready=False)
         assert second.wait() == 78
-        assert "in use by another pgherald" in second.text
+        assert "in use by another pgherald" in second.log
         world.act(world.people(3))
         world.rest()
         promise(world, unknown=())
@@ -145,7 +145,7 @@ def test_control_a_spool_that_is_not_read_loses_all(make_world: Worlds, promise:
     with make_world() as world:
         world.scenario()
         daemon = spooled(world, 6)
-        daemon.variant = "replays_nothing"
+        daemon.command = program("replays_nothing")
         world.restart(daemon)
         world.rest(spools=False)
         with pytest.raises(Broken, match="lost: "):
@@ -170,7 +170,7 @@ def test_a_full_disk_under_the_spool_stops_the_claiming_and_loses_nothing(
                 world.wait_for_pushes(45)  # whatever was accepted since is in memory only
                 return
             world.wait_for_pushes(10)
-            wait_until(lambda: "spool_failing" in daemon.page("/readyz"), "it says so")
+            wait_until(lambda: "spool_failing" in daemon.get("/readyz")[1], "it says so")
             assert daemon.metric("pgherald_spool_failing") == 1
             wait_until(lambda: daemon.metric("pgherald_in_flight") == 0, "what was claimed has been sent")
             sent = len(world.pushes())
@@ -205,10 +205,10 @@ def test_a_disk_that_fails_under_the_spool_stops_the_claiming(
         daemon = world.daemon(wrapper=failing, variant=variant)
         world.act(world.people(20))
         if variant is None:
-            wait_until(lambda: "spool_failing" in daemon.page("/readyz"), "it says so")
+            wait_until(lambda: "spool_failing" in daemon.get("/readyz")[1], "it says so")
             time.sleep(1.5)
             assert world.pushes() == []  # it was known at the start, before anything was claimed
-            os.kill(daemon.wait_for("starting")["pid"], signal.SIGTERM)  # strace keeps it to itself
+            os.kill(daemon.wait_for_event("starting")["pid"], signal.SIGTERM)  # strace keeps it to itself
             assert daemon.wait() == 0
             world.daemon("two")
             world.rest()

@@ -127,7 +127,7 @@ def test_sigterm_twice_with_fifty_in_flight_ends_them_in_doubt(
         world.lost_touch |= daemon.owners
         for event in ("stopping", "stopping_at_once"):
             daemon.send(signal.SIGTERM)
-            daemon.wait_for(event)
+            daemon.wait_for_event(event)
         assert daemon.wait() == 0
         assert set(world.statuses()) <= {"unknown", "ready", "sent"}
         fcm.set_faults()
@@ -164,7 +164,7 @@ def test_sigterm_twice_ends_it_though_the_database_takes_no_records(make_world: 
             wait_until(lambda: daemon.metric("pgherald_spool_entries") == 5, "all in the spool")
             for event in ("stopping", "stopping_at_once"):
                 daemon.send(signal.SIGTERM)
-                daemon.wait_for(event)
+                daemon.wait_for_event(event)
             assert daemon.wait() == 0
         world.restart(daemon)
         world.rest()
@@ -187,7 +187,7 @@ def test_a_claim_that_a_second_sigterm_finds_unanswered_is_given_back(
         wait_until(lambda: world.statuses() == {"sending": len(people)}, "the claim's commit")
         for event in ("stopping", "stopping_at_once"):
             daemon.send(signal.SIGTERM)
-            daemon.wait_for(event)
+            daemon.wait_for_event(event)
         link.let_go()
         assert daemon.wait() == 0
         assert world.pushes() == []
@@ -221,7 +221,7 @@ def test_what_a_second_sigterm_finds_unsent_is_given_back(
         wait_until(lambda: daemon.metric("pgherald_in_flight") == len(people), "all waiting")
         for event in ("stopping", "stopping_at_once"):
             daemon.send(signal.SIGTERM)
-            daemon.wait_for(event)
+            daemon.wait_for_event(event)
         assert daemon.wait() == 0
         fcm.set_faults()
         assert world.pushes() == []
@@ -282,7 +282,7 @@ def test_the_watchdog_stops_when_the_loop_is_blocked(make_world: Worlds, variant
 
         assert pings(2) >= 3
         world.act(world.people(1))
-        wait_until(lambda: "the loop is blocked" in daemon.text, "the loop is blocked")
+        wait_until(lambda: "the loop is blocked" in daemon.log, "the loop is blocked")
         while pings(0.1) and variant == "blocks_its_loop":
             pass  # what was said before
         assert (pings(2) == 0) == (variant == "blocks_its_loop")

@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
-import urllib.request
 import zlib
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import UUID
 
@@ -29,10 +24,12 @@ import psycopg
 
 from tests.fault import claims
 from tests.support import canaries
+from tests.support import daemon as daemons
 from tests.support.postgres import DAEMON_LOGIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from pgherald.emulator.client import EmulatorClient
     from tests.support.postgres import Database
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
 FULL: Final = os.environ.get("FAULT") == "full"
 """Whether everything runs (`make fault`), or the quick part (`make test`)."""
 
-ROOT: Final = Path(__file__).parents[2]
 ORGANISATION: Final = UUID("00000000-0000-0000-0000-0000000000aa")
 CHAPTER: Final = UUID("00000000-0000-0000-0000-0000000000c1")
 
@@ -83,48 +79,22 @@ def spooled_prompts(state_dir: Path) -> set[UUID]:
     return found
 
 
-@dataclass(slots=True)
-class Daemon:
-    """A daemon as a process. `variant` names one of tests/fault/naive.py in the place of the real one."""
+def program(variant: str | None = None) -> tuple[str, ...]:
+    """The command of a daemon: the real one, or the naive one of that name (tests/fault/naive.py) in its place."""
+    module = ("pgherald.cli", "run") if variant is None else ("tests.fault.naive", variant)
+    return (sys.executable, "-m", *module)
+
+
+@dataclass(kw_only=True)
+class Daemon(daemons.Daemon):
+    """One that may be killed, and whose log may hold more than its own events: a wrapper's words, or a traceback."""
 
     name: str
-    state_dir: Path
-    log_file: Path
-    environment: dict[str, str]
-    variant: str | None = None
-    wrapper: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
-    _log_start: int = 0
-    _listen: str | None = None
     killed: bool = False
-    lives: int = 0
 
     def start(self, *, ready: bool = True) -> Self:
-        """Start it (again); returns once it is READY."""
-        module = ["pgherald.cli", "run"] if self.variant is None else ["tests.fault.naive", self.variant]
-        self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
-        self._listen, self.killed = None, False
-        self.lives += 1
-        with self.log_file.open("ab") as log:
-            self.started_at = time.monotonic()
-            self.process = subprocess.Popen(
-                [*self.wrapper, sys.executable, "-m", *module],
-                env=self.environment,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        if ready:
-            self.wait_for("ready")
-        return self
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
+        self.killed = False
+        return super().start(ready=ready)
 
     @property
     def owners(self) -> set[str]:
@@ -133,82 +103,17 @@ class Daemon:
             f"{socket.gethostname()}:{pid}" for pid in (self.pid, *(each["pid"] for each in self.events("starting")))
         }
 
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    @property
-    def text(self) -> str:
-        """What this start has written."""
-        with self.log_file.open("rb") as log:
-            log.seek(self._log_start)
-            return log.read().decode(errors="replace")
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The events of a name that this start has logged."""
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
         found = []
-        for line in self.text.splitlines():
-            if f'"event":"{name}"' in line:
+        for line in self.log.splitlines():
+            if f'"event":"{name or ""}' in line:
                 with suppress(ValueError):
                     found.append(json.loads(line))
-        return found
-
-    def wait_for(self, event: str, *, count: int = 1) -> dict[str, Any]:
-        """The `count`-th event of this name."""
-
-        def there() -> bool:
-            if len(self.events(event)) >= count:
-                return True
-            if not self.running:
-                raise AssertionError(
-                    f"{self.name} ended with {self.process and self.process.returncode}: {self.text[-1500:]}"
-                )
-            return False
-
-        wait_until(there, f"{event} of {self.name}; its log ends {self.text[-1500:]}")
-        return self.events(event)[count - 1]
-
-    def page(self, path: str = "/metrics") -> str:
-        if self._listen is None:
-            self._listen = self.wait_for("starting")["listen"]
-        try:
-            with urllib.request.urlopen(f"http://{self._listen}{path}", timeout=60) as answer:
-                body: bytes = answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                body = error.read()
-        return body.decode()
-
-    def metric(self, series: str) -> float:
-        """One number; summed over a metric's labels when `series` has none."""
-        return sum(self.series(series).values())
-
-    def series(self, name: str) -> dict[str, float]:
-        """All numbers of a metric, by their labels as they are written."""
-        found = re.findall(rf"^{re.escape(name)}(\{{[^}}]*\}})? (\S+)$", self.page(), re.MULTILINE)
-        return {labels: float(value) for labels, value in found}
-
-    def send(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        os.kill(self.process.pid, number)
+        return [each for each in found if name in (None, each["event"])]
 
     def kill(self) -> None:
-        """SIGKILL, to it and what traces it."""
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        super().kill()
         self.killed = True
-
-    def stop(self) -> int:
-        """SIGTERM; the exit code."""
-        self.send(signal.SIGTERM)
-        return self.wait()
-
-    def wait(self) -> int:
-        """The exit code, once it has ended."""
-        assert self.process is not None
-        return self.process.wait(SETTLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +169,6 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         for daemon in self.daemons.values():
-            with suppress(ProcessLookupError):
-                if daemon.running:
-                    daemon.send(signal.SIGCONT)
             daemon.kill()
         self._open.close()
         if self._db is not None:
@@ -348,27 +250,23 @@ class World:
         **settings: str,
     ) -> Daemon:
         """A daemon; `settings` are PGHERALD_ ones in lower case, or other variables in upper case."""
-        environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("PGHERALD_", "PG", "FAULT"))},
-            "PYTHONPATH": str(ROOT / "daemon"),
+        state_dir = state_dir or self.directory / f"state-{name}"
+        own = {
+            "PYTHONPATH": str(daemons.ROOT / "daemon"),
             "PYTHONFAULTHANDLER": "1",
-            "PGHERALD_DATABASE_URL": dsn or self.database.dsn_as(DAEMON_LOGIN, tcp=self.tcp),
-            "PGHERALD_STATE_DIR": str(state_dir or self.directory / f"state-{name}"),
-            "PGHERALD_METRICS_LISTEN": "127.0.0.1:0",
             "PGHERALD_SEND_DEADLINE": str(self.deadline),
             "PGHERALD_POLL_INTERVAL": "1",
-            "PGHERALD_LOG_LEVEL": "debug",
-            "PGHERALD_SCHEDULER": "off",
-            **(fcm or self.fcm).environment,
             **{key if key.isupper() else f"PGHERALD_{key.upper()}": value for key, value in settings.items()},
         }
         made = Daemon(
-            name,
-            state_dir or self.directory / f"state-{name}",
-            self.directory / f"{name}.log",
-            environment,
-            variant,
-            tuple(wrapper),
+            environment=daemons.environment_of(
+                dsn or self.database.dsn_as(DAEMON_LOGIN, tcp=self.tcp), state_dir, fcm or self.fcm, **own
+            ),
+            state_dir=state_dir,
+            log_path=self.directory / f"{name}.log",
+            command=(*wrapper, *program(variant)),
+            patience=SETTLED,
+            name=name,
         )
         self.daemons[name] = made
         self.first_lives += 1
@@ -398,8 +296,7 @@ class World:
 
     def restart(self, daemon: Daemon) -> None:
         """Start it again, and measure from there to READY: spool replayed, listening, nothing left to do."""
-        daemon.start(ready=False)
-        daemon.wait_for("ready")
+        daemon.start()
         self.recoveries.append(time.monotonic() - daemon.started_at)
 
     def pushes(self) -> list[Push]:

@@ -6,7 +6,7 @@ Everything goes through plain inserts, so the triggers of `herald.watch` fire as
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -218,7 +218,3 @@ def only(runs: list[Run]) -> Run:
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def clock(hour: int, minute: int = 0) -> time:
-    return time(hour, minute)

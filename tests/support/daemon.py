@@ -15,19 +15,21 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from tests.support.canaries import assert_nothing_shown, files_under, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     import psycopg
 
     from pgherald.emulator.client import EmulatorClient
+
+ROOT: Final = Path(__file__).parents[2]
 
 PATIENCE: Final = 60.0
 """Seconds that anything is waited for, where how long it takes is not what is tested: a machine may be starved."""
@@ -36,33 +38,75 @@ UNHURRIED: Final = "30"
 """Seconds for a send, unless a test says otherwise: an FCM that the machine starves is not one that lost the answer."""
 
 
-@dataclass(slots=True)
+@dataclass(kw_only=True)
 class Daemon:
-    """One `pgherald run`. Its log is in `log_path`, its state (the spool) in `state_dir`."""
+    """`pgherald run` as a process, the leader of a group of its own.
 
-    process: subprocess.Popen[bytes]
-    log_path: Path
+    It may be started again: its log goes on in the same file, and what is told here is that of the last start.
+    """
+
+    environment: Mapping[str, str]
     state_dir: Path
-    log_start: int = 0
+    log_path: Path
+    command: Sequence[str] = (sys.executable, "-m", "pgherald.cli", "run")
+    patience: float = PATIENCE
+    process: subprocess.Popen[bytes] = field(init=False)
+    started_at: float = 0.0
+    lives: int = 0
+    _log_start: int = 0
+    _address: str | None = None
+
+    def start(self, *, ready: bool = True) -> Self:
+        """Start it (again); returns once it is ready, unless told not to wait."""
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._address = None
+        self.lives += 1
+        with self.log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self.started_at = time.monotonic()
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if ready:
+            self.wait_ready()
+        return self
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
     @property
+    def running(self) -> bool:
+        return self.lives > 0 and self.process.poll() is None
+
+    @property
     def log(self) -> str:
-        """All that it wrote to stderr; a daemon before it in the same directory wrote to the same file."""
-        return self.log_path.read_bytes()[self.log_start :].decode()
+        """All that it wrote to stderr."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """Its log lines so far, or those of one event; a line that is still being written is left out."""
         lines = [json.loads(line) for line in self.log.splitlines(keepends=True) if line.endswith("\n")]
         return [line for line in lines if name in (None, line["event"])]
 
-    def wait_for_event(self, name: str, *, count: int = 1, seconds: float = PATIENCE) -> dict[str, Any]:
+    def wait_for_event(self, name: str, *, count: int = 1) -> dict[str, Any]:
         """The `count`-th event of that name, once it is there; fails with the log when it does not come."""
-        found = wait_for(lambda: self.events(name)[count - 1 : count], seconds, lambda: self._post_mortem(name))
-        return dict(found[0])
+
+        def there() -> list[dict[str, Any]]:
+            ended = not self.running
+            found = self.events(name)[count - 1 : count]
+            assert found or not ended, self._post_mortem(name)
+            return found
+
+        return wait_for(there, self.patience, lambda: self._post_mortem(name))[0]
 
     def wait_ready(self) -> None:
         self.wait_for_event("ready")
@@ -70,7 +114,9 @@ class Daemon:
     @property
     def address(self) -> str:
         """Where it serves metrics and health."""
-        return str(self.wait_for_event("starting")["listen"])
+        if self._address is None:
+            self._address = str(self.wait_for_event("starting")["listen"])
+        return self._address
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of one of its pages."""
@@ -82,11 +128,15 @@ class Daemon:
             with error:
                 return error.code, error.read().decode()
 
+    def series(self, name: str) -> dict[str, float]:
+        """All numbers of a metric, by their labels as they are written; of one series, if `name` has its labels."""
+        found = re.findall(rf"^{re.escape(name)}(\{{[^}}]*\}})? (\S+)$", self.get("/metrics")[1], re.MULTILINE)
+        assert found, f"no series {name}"
+        return {labels: float(value) for labels, value in found}
+
     def metric(self, series: str) -> float:
-        """The value of a series, written as the exposition has it: `pgherald_prompts_total{...}`."""
-        found = re.search(rf"^{re.escape(series)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
-        assert found is not None, f"no series {series}"
-        return float(found[1])
+        """The value of a series, written as the exposition has it; without labels, the sum over all of the metric."""
+        return sum(self.series(series).values())
 
     def wait_for_metric(self, series: str, expected: float | Callable[[float], bool]) -> float:
         """The value of a series once it is `expected`, or what that takes; what is counted is so after what is seen."""
@@ -100,22 +150,41 @@ class Daemon:
         wait_for(there, otherwise=lambda: f"{series} is {found:g}; the log:\n{self.log}")
         return found
 
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
         return self.wait()
 
     def wait(self) -> int:
         """The exit code, once it has ended."""
-        return self.process.wait(PATIENCE)
+        return self.process.wait(self.patience)
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
-        self.process.kill()
-        self.wait()
+        """SIGKILL, to all of its group, and wait until it is gone; harmless where it is gone or was never started."""
+        if self.lives > 0:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
 
     def _post_mortem(self, name: str) -> str:
         return f"no event {name!r}; exit code {self.process.poll()}; the log:\n{self.log}"
+
+
+def environment_of(dsn: str, state_dir: Path, fcm: EmulatorClient, **settings: str) -> dict[str, str]:
+    """The environment of a daemon with these settings, and nothing of the caller's that might mislead it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PGHERALD_", "PG", "FAULT"))}
+    return kept | {
+        "PGHERALD_DATABASE_URL": dsn,
+        "PGHERALD_STATE_DIR": str(state_dir),
+        "PGHERALD_METRICS_LISTEN": "127.0.0.1:0",
+        "PGHERALD_SCHEDULER": "off",
+        "PGHERALD_LOG_LEVEL": "debug",
+        **fcm.environment,
+        **settings,
+    }
 
 
 @contextmanager
@@ -137,35 +206,18 @@ def running_daemon(
     """
     state_dir = directory / "state"
     log_path = directory / "daemon.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PGHERALD_", "PG"))}
-    environment |= {
-        "PGHERALD_DATABASE_URL": dsn,
-        "PGHERALD_STATE_DIR": str(state_dir),
-        "PGHERALD_METRICS_LISTEN": "127.0.0.1:0",
-        "PGHERALD_SCHEDULER": "off",
-        "PGHERALD_LOG_LEVEL": "debug",
-        "PGHERALD_SEND_DEADLINE": UNHURRIED,
-        **emulator.environment,
-        **(settings or {}),
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    with log_path.open("ab") as log:
-        log_start = log.tell()
-        process = subprocess.Popen(
-            [*wrapper, sys.executable, "-m", "pgherald.cli", "run", *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-    daemon = Daemon(process, log_path, state_dir, log_start)
+    daemon = Daemon(
+        environment=environment_of(
+            dsn, state_dir, emulator, **{"PGHERALD_SEND_DEADLINE": UNHURRIED, **(settings or {})}
+        ),
+        state_dir=state_dir,
+        log_path=log_path,
+        command=(*wrapper, sys.executable, "-m", "pgherald.cli", "run", *arguments),
+    )
     try:
-        if ready:
-            daemon.wait_ready()
-        yield daemon
+        yield daemon.start(ready=ready)
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
+        if daemon.running:
             daemon.kill()
     assert_nothing_shown(
         {"its log": log_path.read_bytes(), **files_under(state_dir)}, secrets_of(emulator.credentials_path, dsn)

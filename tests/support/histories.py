@@ -123,7 +123,7 @@ PARAMS: dict[str, Any] = {
     ).map(lambda p: p if "repeat_days" in p else {"days": p["days"]}),
     "milestone": optional(
         {"activity_types": st.lists(st.sampled_from(TYPES), min_size=1, max_size=4)},
-        counts=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+        counts=st.sets(st.integers(1, 4), min_size=1).map(sorted),
     ),
     "expiry": optional(
         {"kinds": st.lists(st.sampled_from(("first_aid", "assignment")), min_size=1, max_size=4)},

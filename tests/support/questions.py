@@ -23,6 +23,7 @@ from tests.support.two_chapters import (
     SCENARIO_ALL,
     SCENARIO_B,
     SCENARIO_C,
+    SCENARIO_OTHER_ALL,
     TOKEN_B1,
     acting_as,
     answer,
@@ -46,7 +47,7 @@ QUESTIONS: Final[list[tuple[UUID, str, tuple[object, ...]]]] = [
     (COORDINATOR_A, "select * from herald.my_organisations()", ()),
     *(
         (COORDINATOR_A, query, (scenario,))
-        for scenario in (SCENARIO_A, SCENARIO_ALL, SCENARIO_B, SCENARIO_C, NOBODY)
+        for scenario in (SCENARIO_A, SCENARIO_ALL, SCENARIO_B, SCENARIO_C, SCENARIO_OTHER_ALL, NOBODY)
         for query in (
             "select herald.describe(%s)",
             "select herald.describe(%s, 'nb')",

@@ -191,7 +191,7 @@ class _Stage:
             wait_for(lambda: self.status("killed") == "unknown")
             self.take_pages(daemon, "after the kill")
             self.be_refused(daemon, "PERMISSION_DENIED")
-            daemon.process.send_signal(signal.SIGABRT)  # as the watchdog does; where each thread stood goes to the log
+            daemon.send(signal.SIGABRT)  # as the watchdog does; where each thread stood goes to the log
             assert daemon.wait() == -signal.SIGABRT
         self.keep("one", daemon)
 
@@ -241,10 +241,10 @@ class _Stage:
             {"do": "status", "status": 400, "on": "token", "body": json.dumps({"error": "x", "text": ECHO})}
         )
         self.emulator.revoke_access_tokens()
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         daemon.wait_for_event("oauth_refresh_failed")
         self.emulator.set_faults()
-        daemon.process.send_signal(signal.SIGHUP)
+        daemon.send(signal.SIGHUP)
         daemon.wait_for_event("reloaded", count=2)
 
     def lose_the_database(self, daemon: Daemon) -> None:
@@ -288,7 +288,7 @@ class _Stage:
             )
         ):
             settings_file.write_text(text)
-            daemon.process.send_signal(signal.SIGHUP)
+            daemon.send(signal.SIGHUP)
             daemon.wait_for_event("reload_refused", count=at + 1)
         settings_file.write_text(good)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pgherald.frames import Entry
+from pgherald.metrics import Metrics
 from pgherald.model import DeviceId, NotificationId, PromptId
 from pgherald.spool import Spool
 
@@ -38,7 +39,7 @@ def numbers(entries: Sequence[Entry]) -> list[int]:
 
 
 def open_spool(state_dir: Path, **limits: Any) -> Spool:
-    return Spool.open(state_dir, **{"reserve_bytes": 0, **limits})
+    return Spool.open(state_dir, Metrics(), **{"reserve_bytes": 0, **limits})
 
 
 def is_failing(spool: Spool) -> bool:

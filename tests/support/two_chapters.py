@@ -42,6 +42,7 @@ SCENARIO_A: Final = UUID("00000000-0000-4000-8000-0000000a5000")
 SCENARIO_B: Final = UUID("00000000-0000-4000-8000-0000000b5000")
 SCENARIO_ALL: Final = UUID("00000000-0000-4000-8000-000000a15000")
 SCENARIO_C: Final = UUID("00000000-0000-4000-8000-0000000c5000")
+SCENARIO_OTHER_ALL: Final = UUID("00000000-0000-4000-8000-000000c15000")
 
 NOTIFICATION_A1: Final = UUID("00000000-0000-4000-8000-0000000a1e00")
 NOTIFICATION_B1: Final = UUID("00000000-0000-4000-8000-0000000b1e00")
@@ -112,6 +113,7 @@ def populate(db: psycopg.Connection) -> None:
     _scenario(db, SCENARIO_B, ORGANISATION, CHAPTER_B)
     _scenario(db, SCENARIO_ALL, ORGANISATION, None)
     _scenario(db, SCENARIO_C, OTHER_ORGANISATION, CHAPTER_C)
+    _scenario(db, SCENARIO_OTHER_ALL, OTHER_ORGANISATION, None)
     db.execute(
         "insert into herald.message_text values ('greeting_title', 'en', 'Hello'), ('greeting_title', 'nb', 'Hei'), "
         "('greeting_body', 'en', 'How are you?')"

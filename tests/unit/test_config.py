@@ -77,7 +77,7 @@ def test_the_defaults_that_are_printed_are_the_ones_that_apply() -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
-def test_every_example_in_the_table_works(setting: Setting[object]) -> None:
+def test_every_example_in_the_table_works(setting: Setting) -> None:
     load_settings({**HOME, setting.name: setting.example})
 
 
@@ -167,6 +167,15 @@ def test_a_credential_of_systemd_is_used_only_if_it_is_there(tmp_path: Path) -> 
     (tmp_path / "fcm.json").write_text("{}")
     assert load_settings(environ).fcm_credentials == tmp_path / "fcm.json"
     assert load_settings({**environ, "PGHERALD_FCM_CREDENTIALS": "/x"}).fcm_credentials == Path("/x")
+
+
+def test_a_directory_of_credentials_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    directory = tmp_path / "directory"
+    directory.symlink_to(directory)  # root, too, cannot read this
+    line, *others = problems({**HOME, "CREDENTIALS_DIRECTORY": str(directory)})
+    assert line.startswith("PGHERALD_FCM_CREDENTIALS: is not set, and what stands in its place, CREDENTIALS_DIRECTORY")
+    assert "cannot be read: Too many levels of symbolic links" in line
+    assert len(others) == 3  # what the metrics are served with
 
 
 def test_a_credentials_file_pasted_where_its_path_belongs_is_named_as_that() -> None:

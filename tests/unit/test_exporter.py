@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from pgherald import exporter
 from pgherald.errors import ConfigError
-from pgherald.exporter import Health, Status, serve
+from pgherald.exporter import serve
+from pgherald.health import Health, Snapshot, Status
 from pgherald.metrics import Metrics
 from pgherald.values import HostPort
 from tests.support.daemon import PATIENCE
@@ -125,7 +126,7 @@ def test_a_reason_counts_as_what_it_was_last_said_to_be_until_it_is_cleared() ->
     assert health.snapshot().status is Status.NOT_READY
     health.clear("database_away")
     health.clear("never_said")
-    assert health.snapshot() == exporter.Snapshot(Status.READY, ())
+    assert health.snapshot() == Snapshot(Status.READY, ())
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/nothing"])

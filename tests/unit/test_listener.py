@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from pgherald import listener
-from pgherald.exporter import Health
+from pgherald.health import Health
 from pgherald.listener import Doorbell, Listener
 from pgherald.metrics import Metrics
 

@@ -218,7 +218,7 @@ def test_a_probe_without_a_verdict_is_followed_by_another(verdict: Answer | None
 @pytest.mark.parametrize("trouble", [FORBIDDEN, NOT_CONNECTED, SILENCE])
 def test_a_probe_for_which_there_was_no_prompt_is_still_to_be_had(trouble: Answer) -> None:
     pace = Pacing(100.0)
-    for _ in range(pacing.SILENCE_STRIKES):
+    for _ in range(pacing.NO_ANSWER_STRIKES):
         pace.on_answer(trouble, Platform.ANDROID, 0.0)
     assert pace.allowance(20.0, 5) == 1
     pace.give_back(20.0, 1)
@@ -242,7 +242,7 @@ def test_refusals_of_everything_in_a_row_close_the_door_as_well(refusal: Answer)
 @pytest.mark.parametrize("trouble", [NOT_CONNECTED, NO_OAUTH_TOKEN])
 def test_while_fcm_cannot_be_reached_prompts_keep_their_tries(trouble: Answer) -> None:
     pace, now, waits = Pacing(100.0), 0.0, []
-    for _ in range(pacing.ROAD_STRIKES - 1):
+    for _ in range(pacing.UNREACHABLE_STRIKES - 1):
         pace.on_answer(trouble, Platform.ANDROID, now)
     assert pace.allowance(now, 5) == 5
     pace.on_answer(trouble, Platform.ANDROID, now)
@@ -279,8 +279,8 @@ def test_a_connection_that_breaks_with_many_pushes_on_it_costs_a_second() -> Non
     pace = Pacing(1000.0)
     for _ in range(100):
         pace.on_answer(SILENCE, Platform.ANDROID, 0.0)
-    assert pace.ready_in(0.0) == pacing.SILENCE_WAIT
-    assert pace.allowance(pacing.SILENCE_WAIT, 100) == 1
+    assert pace.ready_in(0.0) == pacing.NO_ANSWER_WAIT
+    assert pace.allowance(pacing.NO_ANSWER_WAIT, 100) == 1
     pace.on_answer(ACCEPTED, Platform.ANDROID, 1.1)
     assert pace.allowance(2.0, 100) == 100
 
@@ -288,7 +288,7 @@ def test_a_connection_that_breaks_with_many_pushes_on_it_costs_a_second() -> Non
 def test_doubt_now_and_then_holds_back_nothing() -> None:
     pace = Pacing(100.0)
     for _ in range(20):
-        for _ in range(pacing.SILENCE_STRIKES - 1):
+        for _ in range(pacing.NO_ANSWER_STRIKES - 1):
             pace.on_answer(SILENCE, Platform.ANDROID, 0.0)
         pace.on_answer(OVERLOADED, Platform.ANDROID, 0.0)
     assert pace.ready_in(0.0) == 0

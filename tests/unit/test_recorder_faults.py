@@ -107,7 +107,8 @@ async def test_a_spool_without_a_thread_fails_until_there_is_one_and_what_it_cou
     def no_thread(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    metrics, spool = Metrics(), Spool.open(tmp_path)
+    metrics = Metrics()
+    spool = Spool.open(tmp_path, metrics)
     recorder, accepted = Recorder(Ledger(), spool, metrics), outcome(uuid4(), "sent")
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     assert await recorder.record(accepted)

@@ -14,7 +14,7 @@ from pgherald import worker as module
 from pgherald.config import parse_environment_file, read_settings_file
 from pgherald.dispatcher import DispatchConfig
 from pgherald.errors import ConfigError
-from pgherald.exporter import Health
+from pgherald.health import Health
 from pgherald.listener import Doorbell
 from pgherald.metrics import Metrics
 from pgherald.pacing import Pacing

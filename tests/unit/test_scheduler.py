@@ -15,7 +15,7 @@ from pgherald import scheduler
 from pgherald.config import LogLevel
 from pgherald.config import Scheduler as Mode
 from pgherald.dispatcher import DispatchConfig
-from pgherald.exporter import Health, Status
+from pgherald.health import Health, Status
 from pgherald.listener import Doorbell
 from pgherald.metrics import Metrics
 from pgherald.model import Code, Platform

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgherald.screen import Colour, Screen, ago, as_json, count, cut, listed, moment, short, span
+from pgherald.screen import Colour, Screen, ago, as_json, columns, count, cut, listed, moment, short, span
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -74,17 +74,28 @@ def test_numbers_stand_to_the_right_and_the_widest_column_is_cut() -> None:
     assert Screen().table(("A", "B"), []) == "A  B"
 
 
+def test_what_is_twice_as_wide_or_has_no_width_keeps_the_columns() -> None:
+    names = ("静かなメンター🎉 30", "e\u0301te\u0301", "plain")
+    head, *lines = Screen(60).table(("NAME", "N"), [(name, 1) for name in names]).splitlines()
+    assert head == "NAME" + " " * 17 + "N"
+    assert [columns(line) for line in lines] == [columns(head)] * 3
+    assert lines[1] == "e\u0301te\u0301" + " " * 18 + "1"
+    assert cut("静かなメンター", 14) == "静かなメンター"
+    assert cut("静かなメンター", 13) == "静かなメン..."
+    assert cut("静かなメンター", 12) == "静かなメ..."
+
+
 @given(st.lists(st.tuples(st.text(max_size=200), st.integers(0, 10**6), st.text(max_size=200)), max_size=5))
 def test_a_table_never_exceeds_the_screen_by_its_widest_column(rows: list[tuple[str, int, str]]) -> None:
     kept = [(cut(name, 20), number, text) for name, number, text in rows if text.isprintable() and name.isprintable()]
     table = Screen(60).table(("NAME", "N", "ABOUT"), kept, widest=2)
-    assert all(len(line) <= 60 for line in table.split("\n"))
+    assert all(columns(line) <= 60 for line in table.split("\n"))
 
 
 @given(st.text(max_size=50), st.integers(0, 60))
 def test_a_cut_text_fits_and_shows_that_it_was_cut(text: str, width: int) -> None:
     found = cut(text, width)
-    assert found == text if len(text) <= width else (len(found) <= max(width, 3) and found.endswith("..."))
+    assert found == text if columns(text) <= width else (columns(found) <= max(width, 3) and found.endswith("..."))
 
 
 def test_an_id_is_short_enough_to_type() -> None:

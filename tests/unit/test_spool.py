@@ -281,8 +281,9 @@ async def test_the_event_loop_turns_while_the_disk_is_busy(tmp_path: Path, monke
 HOLDER = """
 import sys, time
 from pathlib import Path
+from pgherald.metrics import Metrics
 from pgherald.spool import Spool
-spool = Spool.open(Path(sys.argv[1]))
+spool = Spool.open(Path(sys.argv[1]), Metrics())
 print("open", flush=True)
 sys.stdin.read()
 """

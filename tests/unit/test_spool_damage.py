@@ -204,10 +204,11 @@ from datetime import datetime, UTC
 from pathlib import Path
 from uuid import UUID
 from pgherald.frames import Entry
+from pgherald.metrics import Metrics
 from pgherald.spool import Spool
 
 async def main(state_dir, first):
-    spool = Spool.open(state_dir, segment_bytes=3000, reserve_bytes=0)
+    spool = Spool.open(state_dir, Metrics(), segment_bytes=3000, reserve_bytes=0)
     print("replay", *(each.prompt_id.int for each in spool.replay()), flush=True)
 
     async def write(number):

@@ -180,13 +180,14 @@ from datetime import datetime, UTC
 from pathlib import Path
 from uuid import UUID
 from pgherald.frames import Entry
+from pgherald.metrics import Metrics
 from pgherald.spool import Spool, SpoolFailed
 
 def entry(number):
     return Entry(UUID(int=number), 1, UUID(int=1), UUID(int=2), "projects/p/messages/1", datetime.now(UTC))
 
 async def main(state_dir):
-    spool = Spool.open(state_dir, segment_bytes=20_000, reserve_bytes=int(sys.argv[2]))
+    spool = Spool.open(state_dir, Metrics(), segment_bytes=20_000, reserve_bytes=int(sys.argv[2]))
     assert not spool.failing
     filler, safe, in_reserve = state_dir / "filler", [], 0
     await spool.append([entry(0)])
@@ -212,7 +213,7 @@ async def main(state_dir):
     await spool.append([entry(200_000)])
     safe.append(200_000)
     spool._disk.close()
-    spool = Spool.open(state_dir, reserve_bytes=0)
+    spool = Spool.open(state_dir, Metrics(), reserve_bytes=0)
     found = {each.prompt_id.int for each in spool.replay()}
     assert set(safe) <= found, set(safe) - found
     assert spool.report.damage == ()

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pgherald import exporter
 from pgherald.config import LogLevel, Settings, load_settings
 from pgherald.errors import ConfigError
-from pgherald.exporter import Health, serve
+from pgherald.exporter import serve
+from pgherald.health import Health
 from pgherald.log import log
 from pgherald.metrics import Metrics
 from pgherald.tls import Guard, server_context

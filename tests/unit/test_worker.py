@@ -10,18 +10,27 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import anyio
 import pytest
 
 from pgherald.dispatcher import DispatchConfig
-from pgherald.exporter import Health
-from pgherald.listener import PEAL, Doorbell, Wakeup
+from pgherald.health import Health
+from pgherald.listener import OFTEN, Doorbell, Wakeup
 from pgherald.metrics import Metrics
-from pgherald.model import DispatchSummary
+from pgherald.model import DispatchSummary, ScenarioId
 from pgherald.pacing import Pacing
 from pgherald.store import CalledOff, Claimed, Waiting
-from pgherald.worker import BARREN_STEP, BREATH_MAX, LINGER, NAP, TOUCHED_MAX, Worker
+from pgherald.worker import (
+    FAILING_PAUSE_MAX,
+    IDLE_PAUSE_STEP,
+    LOOK_SECONDS,
+    PAUSE_MAX,
+    STAY_AWAKE_SECONDS,
+    TOUCHED_MAX,
+    Worker,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +151,7 @@ def worker(database: Database, bell: Doorbell, spool: SimpleNamespace | None = N
 
 async def test_writers_that_all_ring_at_once_find_the_worker_awake_for_a_while() -> None:
     database, bell = Database(), Doorbell()
-    for _ in range(PEAL):
+    for _ in range(OFTEN):
         bell.ring(Wakeup.NOTIFY)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(worker(database, bell).run)
@@ -150,7 +159,7 @@ async def test_writers_that_all_ring_at_once_find_the_worker_awake_for_a_while()
             while not database.slept:  # noqa: ASYNC110 - falling asleep sets no event
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
-    assert database.slept[0] >= LINGER
+    assert database.slept[0] >= STAY_AWAKE_SECONDS
 
 
 async def test_a_single_ring_keeps_nobody_awake() -> None:
@@ -176,7 +185,7 @@ async def test_the_app_keeps_most_of_the_time_however_many_people_are_touched() 
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
     for (began, ended), (next_began, _) in zip(database.evaluations, database.evaluations[1:], strict=False):
-        assert next_began - ended >= min(ended - began, BREATH_MAX) * 0.99
+        assert next_began - ended >= min(ended - began, PAUSE_MAX) * 0.99
     assert database.slept == []
     assert database.awake_since is not None
 
@@ -191,7 +200,27 @@ async def test_writes_that_make_nobody_due_are_looked_at_ever_less_often() -> No
         tasks.cancel_scope.cancel()
     moments = [began for began, _ in database.evaluations]
     for number, (before, after) in enumerate(pairwise(moments)):
-        assert after - before >= min(number * BARREN_STEP, NAP) * 0.99
+        assert after - before >= min(number * IDLE_PAUSE_STEP, LOOK_SECONDS) * 0.99
+
+
+async def test_a_scenario_that_fails_again_and_again_is_tried_ever_less_often_until_it_works() -> None:
+    class Failing(Database):
+        async def claim(self, *arguments: object, touched: int) -> Claimed:
+            claimed = await super().claim(*arguments, touched=touched)
+            fails = touched > 0 and len(self.evaluations) <= 9
+            return Claimed((), (), (ScenarioId(uuid4()),)) if fails else claimed
+
+    database = Failing(touched=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker(database, Doorbell()).run)
+        with anyio.fail_after(60):
+            while len(database.evaluations) < 12:  # noqa: ASYNC110 - an evaluation sets no event
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
+    gaps = [after - before for (before, _), (after, _) in pairwise(database.evaluations)]
+    for number, gap in enumerate(gaps[:9], 1):
+        assert gap >= min(IDLE_PAUSE_STEP * 2**number, FAILING_PAUSE_MAX) * 0.99
+    assert max(gaps[9:]) < FAILING_PAUSE_MAX / 2
 
 
 async def test_after_an_evaluation_that_hangs_claims_go_on_without_one() -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import argparse
 
     from pgherald.commands.command import Commands
-    from pgherald.devices import Verified
+    from pgherald.devices import Told, Verified
+    from pgherald.screen import Screen
 
 
 def add_parsers(commands: Commands) -> None:
@@ -57,40 +58,39 @@ def _send_test(arguments: argparse.Namespace) -> int:
             say("this person has no device: none was registered, or all were revoked (`pgherald why` says more)")
         return 1
 
-    async def send() -> list[devices.Told]:
+    async def send() -> list[Told]:
         return await devices.send_test(settings, targets, scenario, really=arguments.really)
 
     told = anyio.run(send)
     if arguments.json:
-        say(
-            as_json(
-                [
-                    {
-                        "device_id": each.device.device_id,
-                        "platform": each.device.platform,
-                        "kind": each.device.kind,
-                        "token_tag": token_tag(each.device.token.reveal()),
-                        "last_seen_at": each.device.last_seen_at,
-                        "accepted": each.good,
-                        "code": each.code,
-                        "sent": each.good and arguments.really,
-                    }
-                    for each in told
-                ]
-            )
-        )
+        say(as_json([_row(each, really=arguments.really) for each in told]))
     else:
-        to = terminal()
         for each in told:
-            device = each.device
-            words = each.words if not each.good else "accepted" if arguments.really else "would be accepted"
-            head = (
-                f"{device.platform} token {token_tag(device.token.reveal())}, seen {moment(device.last_seen_at)} UTC: "
-            )
-            say(to.wrap(f"{head}{each.code}: {words}" if not each.good else f"{head}{words}", 0, 2))
+            say(_line(each, terminal(), really=arguments.really))
         if not arguments.really:
             say("only checked, nothing was sent; to send it: --really")
     return int(not all(each.good for each in told))
+
+
+def _row(told: Told, *, really: bool) -> dict[str, object]:
+    device = told.device
+    return {
+        "device_id": device.device_id,
+        "platform": device.platform,
+        "kind": device.kind,
+        "token_tag": token_tag(device.token.reveal()),
+        "last_seen_at": device.last_seen_at,
+        "accepted": told.good,
+        "code": told.code,
+        "sent": told.good and really,
+    }
+
+
+def _line(told: Told, to: Screen, *, really: bool) -> str:
+    device = told.device
+    tag, seen = token_tag(device.token.reveal()), moment(device.last_seen_at)
+    words = f"{told.code}: {told.words}" if not told.good else "accepted" if really else "would be accepted"
+    return to.wrap(f"{device.platform} token {tag}, seen {seen} UTC: {words}", 0, 2)
 
 
 def _add_tokens(commands: Commands) -> None:

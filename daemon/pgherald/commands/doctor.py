@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_parsers(commands: Commands) -> None:
-    """Add these commands to the program's."""
-    _add_doctor(commands)
-
-
-def _add_doctor(commands: Commands) -> None:
+    """Add the command to the program's."""
     parser = command(
         commands,
         "doctor",
@@ -43,8 +39,7 @@ def _add_doctor(commands: Commands) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from pgherald import doctor
 
-    settings = settings_of(arguments)
-    findings = doctor.examine(settings, arguments.dba_url)
+    findings = doctor.examine(settings_of(arguments), arguments.dba_url)
     bad = any(finding.state is doctor.State.PROBLEM for finding in findings)
     if arguments.json:
         say(as_json(doctor.document(findings)))

@@ -94,15 +94,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
         for run in runs
     ]
-    longest = max(len(row[0]) for row in rows)
-    rows = [(cut(row[0], min(longest, 30)), *row[1:]) for row in rows]
-    say(to.table(("SCENARIO", "DUE", "PROMPTS", "TIME", "NOT SENT AT ONCE"), rows, widest=4))
+    rows = [(cut(row[0], 30), *row[1:]) for row in rows]
+    say(to.table(("SCENARIO", "DUE", "PROMPTS", "TIME", "NOT SENT AT ONCE"), rows, widest=_cut_at(4)))
     for run in runs:
         if run.error is not None:
             say(to.paint(to.wrap(f"{_name(run, names)}: {run.error}", 0, 2), Colour.RED))
     if arguments.dry_run:
         say("rolled back: nothing was written")
     return int(bad)
+
+
+def _cut_at(column: int) -> int | None:
+    """A terminal's lines are cut; whoever searches them in a pipe needs all of it."""
+    return column if sys.stdout.isatty() else None
 
 
 def _name(run: Run, names: dict[UUID, str]) -> str:
@@ -186,6 +190,7 @@ def _preview(arguments: argparse.Namespace) -> int:
 #: Gates whose names do not say it all.
 _GATES: Final = {
     "duplicate": "decided on before, or another prompt of the type is open",
+    "expired": "was due too long ago to be sent now",
     "no_longer_due": "was due within the window, and is not any more",
     "canary": "not among the people that this canary is sent to",
     "shadow": "would be sent, if the scenario did more than count",
@@ -199,7 +204,7 @@ def _preview_text(name: str, found: Sequence[Previewed], arguments: argparse.Nam
         decisions[each.decision] = decisions.get(each.decision, 0) + 1
     send = decisions.pop("send", 0)
     people = len({each.user_id for each in found if each.decision == "send"})
-    lines = [to.paint(f"{name}: due within {arguments.window}: {len(found):,}", Colour.BOLD)]
+    lines = [to.paint(to.wrap(f"{name}: due within {arguments.window}: {len(found):,}"), Colour.BOLD)]
     lines.append(f"  {to.paint(count(send, 'push', 'pushes'), Colour.GREEN)} to {count(people, 'person', 'people')}")
     if decisions:
         lines.append(to.wrap(f"not, or not at once: {listed(decisions)}", 2, 4))
@@ -208,9 +213,7 @@ def _preview_text(name: str, found: Sequence[Previewed], arguments: argparse.Nam
         # those it would reach first, then the latest
         shown = sorted(found, key=lambda each: (each.decision != "send", -each.due_at.timestamp()))[: arguments.limit]
         rows = [(moment(each.due_at), each.decision, each.user_id, each.activity_ref) for each in shown]
-        # A terminal's lines are cut; whoever searches them in a pipe needs all of it.
-        cut_at = 3 if sys.stdout.isatty() else None
-        lines += ["", to.table(("DUE (UTC)", "DECISION", "USER", "ABOUT"), rows, widest=cut_at)]
+        lines += ["", to.table(("DUE (UTC)", "DECISION", "USER", "ABOUT"), rows, widest=_cut_at(3))]
         if len(found) > len(shown):
             lines.append(f"... and {len(found) - len(shown):,} more (--limit, --json)")
     return "\n".join(lines)
@@ -257,7 +260,7 @@ def _backtest_text(name: str, begin: datetime, end: datetime, rows: Sequence[Bac
     people = [row for row in rows if row.kind == "person" and row.sent]
     due, sent = sum(row.candidates for row in days), sum(row.sent for row in days)
     lines = [
-        to.paint(f"{name}, {moment(begin)} to {moment(end)} UTC", Colour.BOLD),
+        to.paint(to.wrap(f"{name}, {moment(begin)} to {moment(end)} UTC"), Colour.BOLD),
         f"  {count(due, 'candidate')}, {count(sent, 'push', 'pushes')}",
         "",
     ]
@@ -359,6 +362,6 @@ def _describe(arguments: argparse.Namespace) -> int:
         say(to.wrap(found[0].sentence))
         return 0
     for each in found:
-        say(f"{to.paint(each.name, Colour.BOLD)} ({each.scenario_type}, {short(each.scenario_id)})")
+        say(to.paint(to.wrap(f"{each.name} ({each.scenario_type}, {short(each.scenario_id)})"), Colour.BOLD))
         say(to.wrap(each.sentence, 2))
     return 0

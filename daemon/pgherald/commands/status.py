@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pgherald.commands.command import as_locale, as_seconds, command, connected, say, settings_of, terminal, whole
 from pgherald.config import Scheduler
-from pgherald.screen import Colour, ago, as_json, count, cut, listed, short, span
+from pgherald.screen import Colour, ago, as_json, columns, count, cut, listed, short, span
 
 if TYPE_CHECKING:
     import argparse
@@ -29,11 +29,7 @@ LATE: Final = timedelta(seconds=150)
 
 
 def add_parsers(commands: Commands) -> None:
-    """Add these commands to the program's."""
-    _add_status(commands)
-
-
-def _add_status(commands: Commands) -> None:
+    """Add the command to the program's."""
     parser = command(
         commands,
         "status",
@@ -202,7 +198,7 @@ def _scenario_lines(scenario: ScenarioStatus, outbox: OutboxStatus, to: Screen) 
     mode = f"{scenario.canary_percent} % canary" if scenario.mode == "canary" else scenario.mode
     label = f"{scenario.scenario_type}, {mode}, {str(scenario.scenario_id)[:8]}"
     name = cut(scenario.name, to.width - len(label) - 2)
-    yield f"{to.paint(name, Colour.BOLD)}{label.rjust(to.width - len(name))}"
+    yield f"{to.paint(name, Colour.BOLD)}{label.rjust(to.width - columns(name))}"
     yield to.wrap(scenario.sentence, 2)
     numbers = [f"due {scenario.due:,}", f"sent {scenario.sent:,}", f"waiting {scenario.waiting:,}"]
     numbers += [f"{what} {n:,}" for what, n in (("failed", scenario.failed), ("unknown", scenario.unknown)) if n]

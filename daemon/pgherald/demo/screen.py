@@ -11,8 +11,7 @@ from enum import StrEnum, unique
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import TextIO
+    from collections.abc import Iterable
 
 WIDEST: Final = 120
 """Longer lines are hard to read."""
@@ -35,12 +34,11 @@ class Style(StrEnum):
 
 
 class Screen:
-    """Writes to a stream, stdout unless told otherwise."""
+    """Writes to stdout."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
-        self.is_terminal = self._stream.isatty()
-        self._coloured = self.is_terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+    def __init__(self) -> None:
+        self.is_terminal = sys.stdout.isatty()
+        self._coloured = self.is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     @property
     def width(self) -> int:
@@ -92,5 +90,5 @@ class Screen:
         return f"\033[{style}m{text}\033[0m" if self._coloured and style else text
 
     def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()

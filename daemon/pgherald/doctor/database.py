@@ -23,7 +23,7 @@ from pgherald.config import DATABASE_URL, LISTEN_URL
 from pgherald.doctor import flow
 from pgherald.doctor.finding import Part, ok, problem, unseen, warning
 from pgherald.doctor.servers import bugs_of
-from pgherald.doctor.session import ask, connect
+from pgherald.doctor.session import ask
 from pgherald.doctor.shipped import Installed, differing
 from pgherald.errors import ConfigError
 from pgherald.screen import span
@@ -64,6 +64,12 @@ _FACTS: Final = """select
     order by 1
   )"""
 
+_NO_CONNECTION: Final = "correct PGHERALD_DATABASE_URL, or start the server"
+_FULL: Final = (
+    "end what idles (as a superuser: select pid, usename, application_name, state_change from pg_stat_activity where "
+    "state = 'idle' order by 4), or raise the limit: max_connections, or that of alter role or alter database"
+)
+
 _FUNCTIONS: Final = """select p.proname, p.prosrc, p.prosecdef
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'herald'::pg_catalog.regnamespace"""
@@ -101,7 +107,7 @@ def _examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
     part = Part.CONNECTION
     with ExitStack() as stack:
         try:
-            connection = stack.enter_context(connect(settings.database_url))
+            connection = stack.enter_context(access.connect(settings.database_url, autocommit=True))
             server = _server(connection)
         except access.Unreadable as error:
             what, _, remedy = str(error).rpartition(": ")
@@ -109,7 +115,7 @@ def _examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
             return
         except ConfigError as error:
             what = f"{error} (what lies behind this could not be looked at)"
-            yield problem(part, "connection", what, "correct PGHERALD_DATABASE_URL, or start the server")
+            yield problem(part, "connection", what, _FULL if isinstance(error, access.Full) else _NO_CONNECTION)
             return
         yield ok(
             part,
@@ -127,7 +133,7 @@ def _examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
         eyes = connection
         if dba_url is not None:
             try:
-                eyes = stack.enter_context(connect(dba_url))
+                eyes = stack.enter_context(access.connect(dba_url, autocommit=True))
             except ConfigError as error:
                 reason = str(error).replace(DATABASE_URL.name, "--dba-url")
                 yield problem(part, "dba_connection", reason, "correct --dba-url, or leave it out")
@@ -197,7 +203,7 @@ def _listen(settings: Settings, notifier: psycopg.Connection) -> Iterator[Findin
     name = LISTEN_URL.name if settings.listen_url != settings.database_url else DATABASE_URL.name
     channel = sql.Identifier(f"herald_doctor_{secrets.token_hex(8)}")
     try:
-        with connect(settings.listen_url) as listener:
+        with access.connect(settings.listen_url, autocommit=True) as listener:
             listener.execute(sql.SQL("listen {}").format(channel))
             row = listener.execute("select pg_catalog.pg_backend_pid(), pg_catalog.current_database()").fetchone()
             pooled = row is not None and row[0] != listener.info.backend_pid

@@ -76,6 +76,8 @@ def examine(settings: Settings, connection: psycopg.Connection, eyes: psycopg.Co
     yield from _queue(connection)
     yield from _schedule(connection, eyes, settings)
     yield from _plans(connection)
+    yield from _unconfirmed(eyes)
+    yield from _prepared(eyes)
     yield from _transactions(eyes)
 
 
@@ -296,30 +298,35 @@ def _wanted(connection: psycopg.Connection, relation: str) -> str:
     return "; ".join([*statements, f"analyze {relation}"])
 
 
-def _transactions(eyes: psycopg.Connection) -> Iterator[Finding]:
-    """What holds vacuum back, fills NOTIFY's queue, and keeps the daemon polling."""
-    part, check = Part.LOAD, "transactions"
+def _unconfirmed(eyes: psycopg.Connection) -> Iterator[Finding]:
+    """Commits that wait for a synchronous standby which is away."""
     ((waiting, longest),) = ask(eyes, _UNCONFIRMED, UNCONFIRMED_PROBLEM)
     if waiting:
         yield problem(
-            part,
+            Part.LOAD,
             "synchronous_standby",
             f"{count(waiting, 'commit')} {'waits' if waiting == 1 else 'wait'} for a synchronous standby, the oldest "
             f"for {span(longest)}: nothing is claimed and nothing recorded meanwhile",
             "bring the standbys of synchronous_standby_names back, or do without: alter system set "
             "synchronous_standby_names = ''; select pg_reload_conf()",
         )
+
+
+def _prepared(eyes: psycopg.Connection) -> Iterator[Finding]:
+    """Prepared transactions (of a two-phase commit) that nobody has ended."""
     for gid, owner, seconds in ask(eyes, _PREPARED):
         yield problem(
-            part,
-            check,
+            Part.LOAD,
+            "transactions",
             f'transaction "{gid}" of {owner} is prepared since {span(seconds)}: it holds vacuum back for ever',
             f"rollback prepared '{gid}' (or commit it), in this database",
         )
-    sees_all = ask(
-        eyes,
-        "select pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')",
-    )[0][0]
+
+
+def _transactions(eyes: psycopg.Connection) -> Iterator[Finding]:
+    """Transactions left open: they hold vacuum back, fill NOTIFY's queue, and keep the daemon polling."""
+    part, check = Part.LOAD, "transactions"
+    ((sees_all,),) = ask(eyes, "select pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')")
     bad = False
     sessions = ask(eyes, _SESSIONS)
     for pid, user, name, state, seconds in sessions:

@@ -6,15 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from pgherald import access
-
 if TYPE_CHECKING:
     import psycopg
-
-
-def connect(conninfo: str) -> psycopg.Connection:
-    """A connection. Raises ConfigError with the reason."""
-    return access.connect(conninfo, autocommit=True)
 
 
 def ask(connection: psycopg.Connection, statement: LiteralString, *values: Any) -> list[tuple[Any, ...]]:

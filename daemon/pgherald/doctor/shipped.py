@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Final
+
+from pgherald import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_CREATE: Final = re.compile(r"^create or replace (?:function|procedure) herald\.(\w+)\(", re.MULTILINE)
+_CREATE: Final = re.compile(r"^create or replace (?:function|procedure) herald\.", re.MULTILINE)
 _BODY: Final = re.compile(r"\bas \$(\w*)\$(.*?)\$\1\$", re.DOTALL)
 
 
@@ -29,23 +30,16 @@ class Installed:
 
 def shipped() -> list[Installed]:
     """The functions in the files, those of one name one after the other."""
-    found = []
-    for folder in ("functions", "scenarios"):
-        for file in sorted((resources.files("pgherald") / "sql" / folder).iterdir(), key=lambda each: each.name):
-            if file.name.endswith(".sql"):
-                found += _functions(file.read_text(encoding="utf-8"))
-    return found
+    return [each for _, text in schema.functions() for each in _functions(text)]
 
 
 def _functions(text: str) -> list[Installed]:
-    starts = [*_CREATE.finditer(text)]
     found = []
-    for start, following in zip(starts, [*starts[1:], None], strict=bool(starts)):
-        statement = text[start.start() : following.start() if following else None]
+    for statement in _CREATE.split(text)[1:]:
         head, _, _ = statement.partition("\ncomment on ")
         body = _BODY.search(head)
         attributes = head[: body.start()] if body else head
-        found.append(Installed(start[1], body[2] if body else "", " security definer" in attributes))
+        found.append(Installed(head.partition("(")[0], body[2] if body else "", " security definer" in attributes))
     return found
 
 
