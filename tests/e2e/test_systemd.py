@@ -136,21 +136,6 @@ def test_systemd_hears_of_start_work_and_stop(
     assert manager.count("READY=1") == 1
 
 
-def test_a_daemon_that_is_stopped_before_it_was_ready_says_nothing_of_ready_any_more(
-    database: Database, organisation: Organisation, emulator: EmulatorProcess, manager: Manager, tmp_path: Path
-) -> None:
-    emulator.set_faults({"do": "latency", "seconds": 1})
-    scenario = organisation.scenario()
-    for person in organisation.mentors(30):
-        organisation.enqueue(scenario, person)
-    with managed(database, emulator, manager, tmp_path) as daemon:
-        wait_for(lambda: "sending" in [status for status, _ in organisation.prompts().values()])
-        assert daemon.stop() == 0
-        assert "STOPPING=1" in manager.listen()
-        assert "READY=1" not in manager.listen()
-        assert "ready" not in [event["event"] for event in daemon.events()]
-
-
 def test_credentials_of_the_unit_are_all_it_needs(
     database: Database, organisation: Organisation, emulator: EmulatorProcess, manager: Manager, tmp_path: Path
 ) -> None:
