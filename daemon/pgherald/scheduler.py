@@ -192,7 +192,9 @@ class Scheduler:
         finally:
             self._evaluating = False
         for run in runs:
-            if run.error is not None:
+            if run.held:
+                log.error("scenario_held", scenario_id=run.scenario_id)
+            if run.failed:
                 log.error("evaluation_failed", scenario_id=run.scenario_id, source="schedule")
         if any(run.prompts for run in runs):
             self._bell.ring(Wakeup.POLL)

@@ -121,7 +121,8 @@ class Run:
 
     scenario_id: ScenarioId
     prompts: int
-    error: str | None
+    held: bool  # by max_prompts_per_run, until a person looks
+    failed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +168,10 @@ _CLAIMED_AT: Final = _CLAIM_COLUMNS.split(", ").index("claimed_at")
 
 # The version is read in the claim's own snapshot: after a breaking migration has committed, nothing is claimed. Touched
 # people are evaluated first, so that the prompts which that makes are claimed with it, in one statement and one commit.
+_HELD: Final = "error like 'held:%%'"
 _CLAIM: Final[LiteralString] = (
     "with run as materialized (select scenario_id, error from herald.evaluate_touched(%s)), failed as materialized ("
-    "select array_agg(scenario_id) filter (where error is not null) as scenarios, count(*) as runs from run) "
+    f"select array_agg(scenario_id) filter (where not {_HELD}) as scenarios, count(*) as runs from run) "
     f"select {_CLAIM_COLUMNS}, f.scenarios, now(), v.breaking "
     "from failed as f cross join herald.schema_version(%s) as v left join lateral "
     "herald.claim(%s, case when v.breaking or f.runs < 0 then 0 else %s end, %s, clock_timestamp()) as c on true"
@@ -308,7 +310,10 @@ class Store:
     async def evaluate(self) -> tuple[datetime | None, list[Run]]:
         """The scheduled run of all scenarios, and up to when it was; None where there is none to run."""
         async with self._asked(RUN_PATIENCE) as connection:
-            cursor = await connection.execute("select now(), scenario_id, prompts, error from herald.evaluate()")
+            cursor = await connection.execute(
+                f"select now(), scenario_id, prompts, coalesce({_HELD}, false), coalesce(not {_HELD}, false) "
+                "from herald.evaluate()"
+            )
             rows = await cursor.fetchall()
         return (rows[0][0] if rows else None), [Run(*row[1:]) for row in rows]
 

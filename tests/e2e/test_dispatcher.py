@@ -444,6 +444,16 @@ async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes
     assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
 
 
+async def test_a_scenario_that_is_held_is_none_that_failed(bench: Bench, organisation: Organisation) -> None:
+    organisation.scenario("milestone", {"counts": [1]}, max_prompts_per_run=1)
+    for number in range(2):
+        organisation.activity(organisation.mentor(f"phone-{number}"))
+    claimed = await bench.store.claim("a test", 100, bench.config.lease, touched=100)
+    assert (claimed.prompts, claimed.broken) == ((), ())
+    _, runs = await bench.store.evaluate()
+    assert [(run.held, run.failed) for run in runs] == [(True, False)]
+
+
 async def test_slots_that_a_claim_did_not_need_are_free_again_for_whoever_waits(bench: Bench) -> None:
     dispatcher = bench.dispatcher
     assert await dispatcher.wait_free() == 10
