@@ -250,8 +250,9 @@ def test_a_sound_pg_cron_is_seen_by_the_role_that_scheduled_it_and_unseen_by_the
 
     let_no_job_run(db)
     db.execute("update herald.evaluation_run set started_at = started_at - interval '10 minutes'")
-    what, _ = problems(doctor, *superuser)["pg_cron"]
-    assert "never ran: its launcher is not at work" in what
+    what, remedy = problems(doctor, *superuser)["pg_cron"]
+    assert what == "pg_cron's job herald-evaluate is active, but never ran"
+    assert remedy.startswith("ask again in a minute, if it was scheduled just now; else pg_cron must be in shared_")
 
 
 def let_no_job_run(db: psycopg.Connection) -> None:
