@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -360,8 +361,15 @@ def test_commits_that_wait_for_a_synchronous_standby_are_told(
         writer = database.connect(DAEMON_LOGIN)
         admin.execute("alter system set synchronous_standby_names = 'gone'")
         admin.execute("select pg_reload_conf()")
+        over = Event()
+
+        def commit() -> None:
+            # those that come before the server has taken the setting up do not wait
+            while not over.is_set():
+                writer.execute("select lo_create(0)")
+
         with ThreadPoolExecutor() as threads:
-            waiting = threads.submit(writer.execute, "select lo_create(0)")
+            waiting = threads.submit(commit)
             try:
                 wait_for(
                     lambda: (
@@ -371,10 +379,12 @@ def test_commits_that_wait_for_a_synchronous_standby_are_told(
                 )
                 what, remedy = problems(doctor)["synchronous_standby"]
                 assert what.startswith("1 commit waits for a synchronous standby")
+                over.set()
                 for statement in remedy.partition(": ")[2].split("; "):
                     admin.execute(statement)
                 waiting.result()
                 assert "synchronous_standby" not in problems(doctor)
             finally:
+                over.set()
                 admin.execute("alter system reset synchronous_standby_names")
                 admin.execute("select pg_reload_conf()")
