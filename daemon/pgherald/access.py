@@ -147,8 +147,8 @@ def may_claim(connection: psycopg.Connection) -> bool:
     return row != (False,)
 
 
-def refused(connection: psycopg.Connection) -> tuple[str, str]:
-    """Why a function was refused to this login (an InsufficientPrivilege), and the statement that mends it."""
+def refused(connection: psycopg.Connection, error: psycopg.errors.InsufficientPrivilege) -> tuple[str, str]:
+    """Why a function ended with this error, and what mends it."""
     connection.rollback()
     user = connection.info.user
     if connection.execute("select pg_catalog.current_setting('row_security')").fetchone() == ("off",):
@@ -156,7 +156,17 @@ def refused(connection: psycopg.Connection) -> tuple[str, str]:
             f'row_security of the sessions of "{user}" is off, so that each look at a table of pgherald is an error',
             f'alter role "{user}" set row_security = on',
         )
+    if within(error) and may_claim(connection):
+        return (
+            "herald_owner, with whose rights the source views and the evaluators read, is refused",
+            f"{error.diag.message_primary}: see `pgherald doctor`",
+        )
     return no_right(user)
+
+
+def within(error: psycopg.errors.InsufficientPrivilege) -> bool:
+    """Whether the right was missing within a function, where herald_owner acts, and not at its call."""
+    return error.diag.context is not None
 
 
 def no_right(user: str) -> tuple[str, str]:

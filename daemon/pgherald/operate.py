@@ -386,7 +386,7 @@ def explained(error: psycopg.Error, connection: psycopg.Connection) -> HeraldErr
                 "run `pgherald migrate` on it"
             )
         case psycopg.errors.InsufficientPrivilege():
-            return ConfigError(": ".join(access.refused(connection)))
+            return ConfigError(": ".join(access.refused(connection, error)))
         case psycopg.errors.LockNotAvailable():
             return HeraldError(f"another session holds the rows that this needs: nothing was changed, try again{hint}")
         case psycopg.errors.ReadOnlySqlTransaction():

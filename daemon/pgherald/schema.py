@@ -196,8 +196,8 @@ def check_version(connection: psycopg.Connection) -> int:
         raise ConfigError(
             "pgherald is not installed in this database, or by a far older release: run `pgherald migrate` on it"
         ) from None
-    except psycopg.errors.InsufficientPrivilege:
-        raise ConfigError(": ".join(access.refused(connection))) from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigError(": ".join(access.refused(connection, error))) from None
     except psycopg.Error as error:
         kind = access.NotNow if isinstance(error, psycopg.OperationalError) else ConfigError
         raise kind(f"the database would not tell its version: {type(error).__name__}") from None

@@ -14,6 +14,7 @@ import pytest
 
 from pgherald import schema
 from pgherald.errors import ConfigError
+from tests.support import readme
 from tests.support.postgres import DAEMON_LOGIN, DEBIAN_15, MIGRATOR, running_server
 
 if TYPE_CHECKING:
@@ -207,6 +208,26 @@ def test_a_second_migrating_role_is_told_what_it_needs(request: pytest.FixtureRe
             first.execute(remedy.split(": ")[1].encode())
         schema.migrate(server.cluster.dsn("db_other", "other"))
         assert_owned_and_closed_but_for_sources(server.cluster.dsn("db_other"))
+
+
+def test_the_grant_after_a_restore_on_16_or_later_lets_the_migrating_role_work_and_makes_it_no_daemon(
+    request: pytest.FixtureRequest,
+) -> None:
+    (grant,) = (block.text for block in readme.blocks("text") if block.text.startswith("grant herald_owner"))
+    with new_cluster("18", request) as (server, admin):
+        admin.execute(f"create role {MIGRATOR} login createrole")
+        admin.execute(f"create database app owner {MIGRATOR}")
+        schema.migrate(server.cluster.dsn("app", MIGRATOR), with_reference=True)
+        # as `pg_dumpall` of a 15, where no role came with its ADMIN option, leaves them
+        admin.execute(f"revoke herald_owner, herald_daemon, herald_reader from {MIGRATOR} cascade")
+        admin.execute(f"grant herald_owner to {MIGRATOR}; create role {DAEMON_LOGIN} login")
+        admin.execute(grant.encode())
+        schema.migrate(server.cluster.dsn("app", MIGRATOR))
+        assert_owned_and_closed(server.cluster.dsn("app"))
+        with psycopg.connect(server.cluster.dsn("app", MIGRATOR), autocommit=True) as migrator:
+            migrator.execute(f"grant herald_daemon to {DAEMON_LOGIN}")
+            migrator.execute("drop schema herald cascade; drop owned by herald_owner")
+            migrator.execute("drop role herald_owner, herald_daemon, herald_reader")
 
 
 def assert_owned_and_closed_but_for_sources(dsn: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -250,8 +251,9 @@ def test_a_sound_pg_cron_is_seen_by_the_role_that_scheduled_it_and_unseen_by_the
 
     let_no_job_run(db)
     db.execute("update herald.evaluation_run set started_at = started_at - interval '10 minutes'")
-    what, _ = problems(doctor, *superuser)["pg_cron"]
-    assert "never ran: its launcher is not at work" in what
+    what, remedy = problems(doctor, *superuser)["pg_cron"]
+    assert what == "pg_cron's job herald-evaluate is active, but never ran"
+    assert remedy.startswith("ask again in a minute, if it was scheduled just now; else pg_cron must be in shared_")
 
 
 def let_no_job_run(db: psycopg.Connection) -> None:
@@ -359,8 +361,15 @@ def test_commits_that_wait_for_a_synchronous_standby_are_told(
         writer = database.connect(DAEMON_LOGIN)
         admin.execute("alter system set synchronous_standby_names = 'gone'")
         admin.execute("select pg_reload_conf()")
+        over = Event()
+
+        def commit() -> None:
+            # those that come before the server has taken the setting up do not wait
+            while not over.is_set():
+                writer.execute("select lo_create(0)")
+
         with ThreadPoolExecutor() as threads:
-            waiting = threads.submit(writer.execute, "select lo_create(0)")
+            waiting = threads.submit(commit)
             try:
                 wait_for(
                     lambda: (
@@ -370,10 +379,12 @@ def test_commits_that_wait_for_a_synchronous_standby_are_told(
                 )
                 what, remedy = problems(doctor)["synchronous_standby"]
                 assert what.startswith("1 commit waits for a synchronous standby")
+                over.set()
                 for statement in remedy.partition(": ")[2].split("; "):
                     admin.execute(statement)
                 waiting.result()
                 assert "synchronous_standby" not in problems(doctor)
             finally:
+                over.set()
                 admin.execute("alter system reset synchronous_standby_names")
                 admin.execute("select pg_reload_conf()")

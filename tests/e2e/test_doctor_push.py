@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pgherald.config import load_settings
 from pgherald.devices import token_giver
+from pgherald.doctor import host
+from pgherald.doctor.finding import State
 from pgherald.emulator.client import emulator_process
 from pgherald.oauth import load_credentials
 from tests.support.certificates import Authority, Identity
@@ -57,6 +60,24 @@ def test_a_state_directory_of_no_use_is_a_problem(doctor: Command, tmp_path: Pat
     what, remedy = problems(Command({**doctor.settings, "PGHERALD_STATE_DIR": str(blocked)}))["state_directory"]
     assert str(blocked) in what
     assert "PGHERALD_STATE_DIR" in remedy
+
+
+def test_a_state_directory_that_this_user_may_not_look_into_is_a_problem(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "state").mkdir(parents=True)
+    closed.chmod(0o000)
+    settings = load_settings({"PGHERALD_STATE_DIR": str(closed / "state")})
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        (found,) = host.examine(settings)
+    finally:
+        if root:
+            os.seteuid(0)
+        closed.chmod(0o700)
+    assert (found.check, found.state) == ("state_directory", State.PROBLEM)
+    assert found.what.startswith(f"the state directory {closed / 'state'} is of no use: ")
 
 
 @on_18

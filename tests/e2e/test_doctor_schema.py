@@ -8,6 +8,7 @@ from pgherald import schema
 from pgherald.doctor import shipped
 from tests.support.command import Command
 from tests.support.doctor import findings, on_18, problems, warnings
+from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
     import psycopg
@@ -47,6 +48,26 @@ def test_a_login_that_may_look_but_not_claim_is_a_problem_and_the_rest_is_examin
         assert problems(reader) == {}
     finally:
         db.execute(f"drop role {login}".encode())
+
+
+@on_18
+def test_a_table_that_the_source_views_may_not_read_is_not_laid_to_the_login(
+    doctor: Command, db: psycopg.Connection
+) -> None:
+    organisation = Organisation(db)
+    scenario, mentor = organisation.scenario(), organisation.mentor()
+    db.execute("revoke select on app.peer_mentor from herald_owner")
+    for arguments in (("why", mentor, "milestone"), ("preview", scenario)):
+        answer = doctor(*arguments)
+        assert answer.code == 78
+        assert "herald_owner" in answer.err
+        assert "permission denied for table peer_mentor: see `pgherald doctor`" in answer.err
+        assert "herald_daemon" not in answer.err
+    answer = doctor("doctor", "--json")
+    what, remedy = findings(answer, "unseen")["checks/33_unknown_time_zone"]
+    assert what == 'unknown time zone: "herald_owner" may not look'
+    assert remedy == "grant herald_owner what the source views read"
+    assert "checks/31_source_rights" in findings(answer, "problem")
 
 
 @on_18

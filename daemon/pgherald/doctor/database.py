@@ -346,10 +346,12 @@ def _checks(eyes: psycopg.Connection) -> Iterator[Finding]:
         check, part = f"checks/{name}", _part_of(name)
         try:
             rows = ask(eyes, query)
-        except psycopg.errors.InsufficientPrivilege:
-            yield unseen(
-                part, check, f'{_words(name)}: "{eyes.info.user}" may not look', "pgherald doctor --dba-url ..."
-            )
+        except psycopg.errors.InsufficientPrivilege as error:
+            if access.within(error):
+                who, remedy = "herald_owner", "grant herald_owner what the source views read"
+            else:
+                who, remedy = eyes.info.user, "pgherald doctor --dba-url ..."
+            yield unseen(part, check, f'{_words(name)}: "{who}" may not look', remedy)
             continue
         except psycopg.Error as error:
             yield problem(

@@ -196,14 +196,15 @@ def _cron(eyes: psycopg.Connection, *, recent: bool, leader: bool) -> Iterator[F
         return
     for name, active, scheduled, age in jobs:
         if name == "herald-evaluate" and active and scheduled and not recent and (age is None or age > LATE):
-            since = "never ran" if age is None else f"last ran {span(age)} ago"
-            yield problem(
-                part,
-                check,
-                f"pg_cron's job {name} is active, but {since}: its launcher is not at work",
+            at_work = (
                 "pg_cron must be in shared_preload_libraries, cron.database_name must be this database; restart the "
-                "server; its log says more",
+                "server; its log says more"
             )
+            if age is None:
+                since, remedy = "never ran", f"ask again in a minute, if it was scheduled just now; else {at_work}"
+            else:
+                since, remedy = f"last ran {span(age)} ago: its launcher is not at work", at_work
+            yield problem(part, check, f"pg_cron's job {name} is active, but {since}", remedy)
             return
     if all(active and scheduled for _, active, scheduled, _ in jobs) and not orphaned:
         yield ok(part, check, "pg_cron's jobs herald-evaluate and herald-maintain are there, active, and run")

@@ -76,7 +76,8 @@ def _state_directory(settings: Settings) -> Iterator[Finding]:
     """The state directory: there or to be made, writable, on a disk that lasts, with space; and what lies in it."""
     part, directory = Part.HOST, settings.state_dir
     spool = directory / "spool"
-    existing = next(each for each in (spool, directory, *directory.parents) if each.exists())
+    # os.path: what this user may not look into is not there for it, where Path.exists() raises
+    existing = next(each for each in (spool, directory, *directory.parents) if os.path.exists(each))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or (reason := _refusal(existing)):
         reason = reason if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK) else "may not be written"
         yield problem(
