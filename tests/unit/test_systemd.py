@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from pgherald import service
-from pgherald.exporter import Health
+from pgherald.health import Health
 from pgherald.systemd import Notifier, watchdog_interval
 from tests.support.stopwatch import Stopwatch
 
