@@ -12,22 +12,15 @@ import psycopg
 
 from pgherald.errors import ConfigError
 
-#: What may be otherwise in a moment, without anybody changing a setting.
-_NOT_NOW = (
-    "starting up|shutting down|recovery mode|not (yet )?accepting connections|too many|could not fork|try again later|"
-    "connection refused|no such file or directory|timeout|timed out|unreachable|no route to host|"
-    "temporary failure in name resolution|closed the connection|terminating connection|connection reset|"
-    "unexpected eof|eof detected"
-)
-
-#: All connections are taken: as Postgres, pgbouncer and Supabase's pooler say it.
-_FULL = "too many (connections|clients)|remaining connection slots|no more connections|max client"
-
-#: What libpq's text says, without what it quotes.
-_REASONS = (
-    (r"password authentication failed|no password supplied", "the password is wrong or missing"),
-    (r'database ".*" does not exist', "there is no such database"),
-    (r'role ".*" does not exist', "there is no such role"),
+#: What only a person can mend. Told by libpq's text, for it keeps the server's code of an error to itself.
+_MISTAKES = (
+    (r"(password|SASL) authentication failed|no password supplied", "the password is wrong or missing"),
+    (
+        r"(peer|ident|certificate) authentication failed",
+        "the server knows this client by another name; look into its pg_ident.conf",
+    ),
+    (r'database ".*" does not exist|no such database', "there is no such database"),
+    (r'role ".*" does not exist|no such user', "there is no such role"),
     (
         r"is not permitted to log in",
         "this role may not log in; make one that may: create role pgherald login in role herald_daemon",
@@ -36,26 +29,55 @@ _REASONS = (
         r"permission denied for database",
         "this role may not connect to this database; as its owner: grant connect on database ... to ...",
     ),
-    (r"not currently accepting connections", "this database is closed to connections (allow_connections)"),
     (r"definition of service .* not found|service file .* not found", "there is no such service in pg_service.conf"),
-    (r"received invalid response|invalid response to SSL", "what listens there is not Postgres"),
     (r"no pg_hba.conf entry", "the server's pg_hba.conf does not let this client in"),
-    (r"connection refused|no such file or directory", "nothing listens there; is the server running?"),
-    (r"could not translate host name|name or service not known", "the host name is unknown"),
-    (r"timeout|timed out", "no answer in time; a firewall, or a wrong host?"),
-    (r"too many connections for (role|database)", "no connection is left within the limit of this role or database"),
-    (_FULL, "the server, or the pooler before it, has no connection left"),
-    (r"ssl|certificate", "TLS failed; check sslmode and the certificates"),
-    (r"starting up|shutting down|recovery mode|not (yet )?accepting connections", "the server is starting or stopping"),
+    (
+        r"invalid (\S+ )?value\b|invalid port number|could not (match|parse)",
+        "an option of it has an impossible value",
+    ),
+    (r"certificate|private key", "TLS failed; check sslmode and the certificates"),
+)
+
+#: What may be otherwise in a moment, without anybody changing a setting, and a word on it for the log. So may all that
+#: has no row here or above: a server may speak another language, and each pooler has words of its own.
+_PASSING = (
+    ("closed", r"not currently accepting connections", "this database is closed to connections (allow_connections)"),
+    ("not_postgres", r"received invalid response|invalid response to SSL", "what listens there is not Postgres"),
+    ("not_listening", r"connection refused|no such file or directory", "nothing listens there; is the server running?"),
+    (
+        "host_unknown",
+        r"could not translate host name|failed to resolve host",
+        "the host name is unknown, or whoever resolves it does not answer",
+    ),
+    ("no_answer", r"timeout|timed out", "no answer in time; a firewall, or a wrong host?"),
+    (
+        "full",
+        r"too many connections for (role|database)",
+        "no connection is left within the limit of this role or database",
+    ),
+    (
+        "full",
+        r"too many (connections|clients)|remaining connection slots|no more connections|max client",
+        "the server, or the pooler before it, has no connection left",
+    ),
+    ("tls", r"ssl", "TLS failed; check sslmode and the certificates"),
+    (
+        "starting_or_stopping",
+        r"starting up|shutting down|recovery mode|not (yet )?accepting connections",
+        "the server is starting or stopping",
+    ),
+    (
+        "not_the_primary",
+        r"hot standby mode|session is (not )?read-only",
+        "what is there is not what target_session_attrs asks for",
+    ),
+    ("unknown", "", "look into the server's log"),
 )
 
 
 class NotNow(ConfigError):
-    """The server is starting, stopping, or has no connection left: the same call may succeed in a moment."""
-
-
-class Full(NotNow):
-    """All connections that there may be are taken."""
+    """There is no connection, and it is not certain that somebody has to change a setting: the same call may succeed in
+    a moment. Its `reason` is "full" where all connections that there may be are taken."""
 
 
 class Unreadable(ConfigError):
@@ -72,9 +94,7 @@ def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL", *, autocommit
             conninfo, autocommit=autocommit, prepare_threshold=None, application_name="pgherald", connect_timeout=10
         )
     except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
-        patterns = ((Full, _FULL), (NotNow, _NOT_NOW), (ConfigError, ""))
-        kind = next(kind for kind, pattern in patterns if re.search(pattern, str(error), re.IGNORECASE))
-        raise kind(_unreachable(conninfo, error, setting)) from None
+        raise _unreachable(conninfo, error, setting) from None
     for parameter, wanted in (("DateStyle", "ISO"), ("IntervalStyle", "postgres")):
         style = connection.info.parameter_status(parameter)  # a pooler may not say
         if style is not None and style.partition(",")[0] != wanted:
@@ -87,17 +107,24 @@ def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL", *, autocommit
     return connection
 
 
-def _unreachable(conninfo: str, error: BaseException, setting: str) -> str:
+def _unreachable(conninfo: str, error: BaseException, setting: str) -> ConfigError:
     """Why there is no connection, without a password or a DSN in it: host, port, database, the server's own reason."""
     try:
         place = _place(conninfo)
-    except psycopg.ProgrammingError:
-        return f"{setting}: not a connection string; for example postgresql://pgherald@db.example.org:5432/app"
-    reason = next(
-        (hint for pattern, hint in _REASONS if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL)),
-        "look into the server's log",
-    )
-    return f"{setting}: no connection to Postgres ({place}): {reason}"
+    except (psycopg.ProgrammingError, UnicodeError):
+        return ConfigError(
+            f"{setting}: not a connection string; for example postgresql://pgherald@db.example.org:5432/app"
+        )
+
+    def is_said(pattern: str) -> bool:
+        return re.search(pattern, str(error), re.IGNORECASE | re.DOTALL) is not None
+
+    what = f"{setting}: no connection to Postgres ({place})"
+    for pattern, hint in _MISTAKES:
+        if is_said(pattern):
+            return ConfigError(f"{what}: {hint}")
+    reason, hint = next((reason, hint) for reason, pattern, hint in _PASSING if is_said(pattern))
+    return NotNow(f"{what}: {hint}", reason=reason)
 
 
 def _place(conninfo: str) -> str:
@@ -129,7 +156,8 @@ def check_listening(listen_url: str, database_url: str) -> None:
             with connect(conninfo, setting) as connection:
                 row = connection.execute("select pg_catalog.current_database()").fetchone()
         except psycopg.Error as error:
-            raise NotNow(f"{setting}: the database would not say its name: {type(error).__name__}") from None
+            name = type(error).__name__
+            raise NotNow(f"{setting}: the database would not say its name: {name}", reason=name) from None
         named.append(row[0] if row else None)
     if named[0] != named[1]:
         raise ConfigError(

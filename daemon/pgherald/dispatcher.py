@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pgherald.metrics import Metrics
-    from pgherald.model import Device, Prompt, PromptId, UserId
+    from pgherald.model import Device, Prompt, PromptId, ScenarioId, UserId
     from pgherald.outcome import Answer
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder, Records
@@ -53,6 +53,9 @@ LEASE_DEADLINES: Final = 4.0
 
 GATHER_SECONDS: Final = 0.02
 """How long a claim may wait for more slots, although some are free already: so that it is not for one prompt alone."""
+
+TELL_SECONDS: Final = 60.0
+"""At most so often does the log say that a scenario's pushes are refused for one reason: it may be all of them."""
 
 NO_DEVICE_TOKEN: Final = "no_device_token"
 
@@ -137,6 +140,7 @@ class PushNotificationDispatcher:
         self._under_way = 0
         self._wanted = 0  # free slots that somebody waits for; 0: nobody
         self._freed = anyio.Event()
+        self._told_at: dict[tuple[ScenarioId, Code], float] = {}  # when the log was last told of such a refusal
         recorder.when_finished(self._tell_free)
 
     def expect(self, count: int) -> None:
@@ -236,14 +240,8 @@ class PushNotificationDispatcher:
                 case Unsure(code):
                     doubt = doubt or Unknown(code)
                 case Rejected(code, transient, retry_after, _):
-                    if not transient:  # our message, project or endpoint is wrong: only a person can mend that
-                        log.error(
-                            "push_refused",
-                            prompt_id=payload.prompt_id,
-                            scenario_id=payload.scenario_id,
-                            scenario_type=payload.scenario_type,
-                            error_code=code,
-                        )
+                    if not transient:
+                        self._tell_refused(payload, code)
                     failure = failure or Failed(code, transient, retry_after)
                 case TokenInvalid(code):
                     if self._pacing.may_revoke(time.monotonic(), code):
@@ -262,6 +260,19 @@ class PushNotificationDispatcher:
         if failure is not None:
             return Failed(failure.error_code, failure.transient, failure.retry_after, gone)
         return TokenRevoked(gone[-1].error_code, gone)
+
+    def _tell_refused(self, prompt: Prompt, code: Code) -> None:
+        """Our message, project or endpoint is wrong, so only a person can mend that."""
+        now, what = time.monotonic(), (prompt.scenario_id, code)
+        if now - self._told_at.get(what, float("-inf")) >= TELL_SECONDS:
+            self._told_at[what] = now
+            log.error(
+                "push_refused",
+                prompt_id=prompt.prompt_id,
+                scenario_id=prompt.scenario_id,
+                scenario_type=prompt.scenario_type,
+                error_code=code,
+            )
 
     async def _ask(self, prompt: Prompt, device: Device) -> Answer:
         """One request for one device, if there is still time for it and its platform is not paused."""

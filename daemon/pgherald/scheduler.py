@@ -17,7 +17,6 @@ from pgherald.config import Scheduler as Mode
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
-from pgherald.store import RUN_PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -184,10 +183,11 @@ class Scheduler:
 
     async def _evaluate_all(self) -> None:
         self._evaluating = True
+        began = time.monotonic()
         try:
             self._own_run, runs = await self._store.evaluate()
         except TimeoutError:
-            log.error("evaluation_hangs", seconds=RUN_PATIENCE, source="schedule")
+            log.error("evaluation_hangs", seconds=round(time.monotonic() - began, 1), source="schedule")
             return
         finally:
             self._evaluating = False

@@ -199,8 +199,8 @@ def check_version(connection: psycopg.Connection) -> int:
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigError(": ".join(access.refused(connection, error))) from None
     except psycopg.Error as error:
-        kind = access.NotNow if isinstance(error, psycopg.OperationalError) else ConfigError
-        raise kind(f"the database would not tell its version: {type(error).__name__}") from None
+        name = type(error).__name__
+        raise access.NotNow(f"the database would not tell its version: {name}", reason=name) from None
     version, breaking = row if row else (0, False)
     if version < shipped:
         raise ConfigError(

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from pgherald import access, exporter, schema
+from pgherald.backoff import is_told
 from pgherald.config import (
     FCM_CREDENTIALS,
     FCM_PROJECT,
@@ -73,6 +74,9 @@ DRAIN_PATIENCE: Final = 20.0
 
 CONNECT_PATIENCE: Final = 10.0
 """Seconds that a start by hand waits for a database that is not there."""
+
+CONNECT_AGAIN: Final = 2.0
+"""Seconds between two looks for it."""
 
 REPORT_SECONDS: Final = 5.0
 """How often systemd is told how things are."""
@@ -141,8 +145,9 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
     if settings.listen_url != settings.database_url:
         try:
             await anyio.to_thread.run_sync(access.check_listening, settings.listen_url, settings.database_url)
-        except access.NotNow:
-            log.error("listener_unreachable", setting=LISTEN_URL.name)  # until it is back, polling finds the work
+        except access.NotNow as error:
+            # Until it is back, polling finds the work.
+            log.error("listener_unreachable", setting=LISTEN_URL.name, reason=error.reason)
     config = DispatchConfig(
         owner=f"{socket.gethostname()}:{os.getpid()}",
         max_in_flight=settings.max_in_flight,
@@ -249,21 +254,21 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
     """Refuse a database that this program cannot work with. One that is not there is waited for a little; under a
     service manager as long as it takes, for a machine that starts may have the daemon up before the database."""
     deadline = anyio.current_time() + CONNECT_PATIENCE
-    waits = False
+    failures = 0
     while True:
         try:
             version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo)
             excess = await anyio.to_thread.run_sync(access.excess_rights, conninfo)
             break
-        except access.NotNow:
+        except access.NotNow as error:
             if not managed and anyio.current_time() > deadline:
                 raise
-            if not waits:
-                log.warning("waiting_for_database")
-            waits = True
-            notifier.status("waiting for the database")
+            failures += 1
+            if is_told(failures):
+                log.warning("waiting_for_database", failures=failures, reason=error.reason)
+            notifier.status(f"waiting for the database: {error}")
             notifier.extend_timeout(3 * CONNECT_PATIENCE)
-            await anyio.sleep(0.5)
+            await anyio.sleep(CONNECT_AGAIN)
     if version > schema.shipped_version():
         log.warning("schema_newer", version=str(version))
     for right in sorted(excess):

@@ -384,9 +384,7 @@ async def _called_off_after(seconds: float, connection: psycopg.AsyncConnection[
     )
     try:
         yield
-    except psycopg.errors.QueryCanceled as error:
-        if not cancelling:
-            raise
+    except psycopg.errors.QueryCanceled as error:  # or by the login's statement_timeout, or an administrator
         raise CalledOff from error
     finally:
         timer.cancel()

@@ -288,7 +288,7 @@ class Worker:
         except CalledOff:
             if not evaluates:
                 raise
-            log.error("evaluation_hangs", seconds=CLAIM_PATIENCE, source="touched")
+            log.error("evaluation_hangs", seconds=round(time.monotonic() - began, 1), source="touched")
             self._evaluates_at = time.monotonic() + HANGING_PAUSE
             self._touched_max = max(self._touched_max // 10, 1)
             return Claimed((), ())

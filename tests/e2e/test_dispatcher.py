@@ -340,6 +340,23 @@ async def test_what_fcm_refuses_for_good_and_no_token_is_to_blame_for_is_an_erro
     ] * told
 
 
+@pytest.mark.usefixtures("process_log")
+async def test_what_fcm_refuses_for_good_by_the_hundred_is_in_the_log_once_a_minute(
+    bench: Bench, organisation: Organisation, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(LogLevel.ERROR)
+    enqueue_all(organisation, [organisation.mentor(f"phone-{n}") for n in range(10)])
+    prompts = await bench.claim()
+    for fault in ("NOT_FOUND", "INVALID_ARGUMENT"):
+        bench.emulator.faults.set(f"code={fault}")
+        for prompt in prompts:
+            await bench.dispatcher.dispatch(prompt)
+    monkeypatch.setattr(dispatcher, "TELL_SECONDS", 0.0)
+    await bench.dispatcher.dispatch(prompts[0])
+    told = [json.loads(line)["error_code"] for line in capfd.readouterr().err.splitlines()]
+    assert told == ["NOT_FOUND", "INVALID_ARGUMENT", "INVALID_ARGUMENT"]
+
+
 async def test_no_more_than_max_in_flight_at_once(
     database: Database, organisation: Organisation, tmp_path: Path
 ) -> None:

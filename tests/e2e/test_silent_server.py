@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from psycopg.conninfo import make_conninfo
 from psycopg_pool import PoolTimeout
 
 from pgherald.sessions import ListenSession, Locks
@@ -102,6 +103,18 @@ async def test_a_claim_that_takes_too_long_takes_nothing(
             await claim(store)
     monkeypatch.undo()
     assert len(await claim(store)) == 1
+
+
+async def test_a_claim_that_the_server_itself_cancels_is_called_off_too(
+    database: Database, organisation: Organisation
+) -> None:
+    organisation.enqueue(organisation.scenario(), organisation.mentor("phone-1"))
+    async with Store(make_conninfo(database.daemon_dsn, options="-c statement_timeout=200")) as store:
+        with organisation.db.transaction():
+            organisation.db.execute("lock table herald.prompt in exclusive mode")
+            with pytest.raises(CalledOff):
+                await claim(store)
+        assert len(await claim(store)) == 1
 
 
 async def test_a_claim_that_was_committed_though_it_was_called_off_is_answered(

@@ -365,16 +365,23 @@ def test_a_start_with_settings_that_cannot_work_ends_with_78(
     assert "READY=1" not in manager.listen()
 
 
+@pytest.mark.parametrize(
+    ("shut", "reopen", "reason"),
+    [
+        ("connection limit 0", "connection limit -1", "full"),
+        ("allow_connections false", "allow_connections true", "closed"),
+    ],
+)
 def test_a_start_without_a_database_waits_for_it(
-    database: Database, emulator: EmulatorProcess, manager: Manager, tmp_path: Path
+    database: Database, emulator: EmulatorProcess, manager: Manager, tmp_path: Path, shut: str, reopen: str, reason: str
 ) -> None:
     with database.server.admin() as admin:
-        admin.execute(f"alter database {database.name} connection limit 0")
+        admin.execute(f"alter database {database.name} {shut}")
         with managed(database, emulator, manager, tmp_path) as daemon:
-            daemon.wait_for_event("waiting_for_database")
-            manager.wait_for("STATUS=waiting for the database")
+            assert daemon.wait_for_event("waiting_for_database")["reason"] == reason
+            manager.wait_for("STATUS=waiting for the database: PGHERALD_DATABASE_URL: no connection to Postgres .*")
             manager.wait_for("EXTEND_TIMEOUT_USEC=30000000")
-            admin.execute(f"alter database {database.name} connection limit -1")
+            admin.execute(f"alter database {database.name} {reopen}")
             manager.wait_for("READY=1")
             assert daemon.running
 

@@ -115,7 +115,7 @@ def _examine(settings: Settings, dba_url: str | None) -> Iterator[Finding]:
             return
         except ConfigError as error:
             what = f"{error} (what lies behind this could not be looked at)"
-            yield problem(part, "connection", what, _FULL if isinstance(error, access.Full) else _NO_CONNECTION)
+            yield problem(part, "connection", what, _FULL if error.reason == "full" else _NO_CONNECTION)
             return
         yield ok(
             part,
