@@ -35,8 +35,10 @@ begin
       from herald.prompt as p
       where p.ctid = any (p_rows)
         and not exists (
-          select from herald.open_prompt as o
-          where o.user_id = p.user_id and o.prompt_id <> p.prompt_id and o.deadline is null
+          select from (
+            select w.prompt_id, w.deadline from herald.open_prompt as w where w.user_id = p.user_id offset 0
+          ) as o
+          where o.prompt_id <> p.prompt_id and o.deadline is null
             and not exists (
               select from herald.prompt as q
               where q.prompt_id = o.prompt_id

@@ -317,6 +317,7 @@ select sum(pg_stat_get_xact_tuples_returned(c) + pg_stat_get_xact_tuples_fetched
         ("update herald.prompt set priority = 1 where user_id = any (%s)", 1_500),
         ("delete from herald.prompt where user_id = any (%s)", 1_500),
         ("select * from herald.claim('a test', cardinality(%s::uuid[]) / 10, '1 minute')", 200),
+        ("select * from herald.claim('under a cap', cardinality(%s::uuid[]) / 10, '1 minute')", 300),
         ("select count(*) from unnest(%s::uuid[]) as u, herald.pushes_today(u, now(), 'UTC')", 500),
         ("select count(*) from unnest(%s::uuid[]) as u, herald.pushes_planned(u, now(), 'UTC')", 500),
         ("select * from herald.evaluate_touched(1000 + 0 * cardinality(%s::uuid[]))", 500),
@@ -331,6 +332,8 @@ def test_what_is_read_follows_the_rows_not_the_time_at_which_it_was_planned(
     db.execute("alter table herald.open_prompt set (autovacuum_enabled = off)")
     if "pushes" in statement:
         db.execute("set enable_seqscan = off")  # as gates and claims have it, who call these
+    if "cap" in statement:
+        db.execute("update herald.setting set daily_cap = 9")
     acting = queue.organisation.mentors(9)
     for person in acting[:8]:  # the session's plans are made while all is empty
         db.execute("insert into app.activity (user_id, activity_type) values (%s, 'contact')", (person,))
