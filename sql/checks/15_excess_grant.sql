@@ -19,15 +19,15 @@ cross join lateral (
   select case when a.grantee = 0 then 'public' else a.grantee::pg_catalog.regrole::text end as name
 ) as r
 where r.name in ('public', 'anon', 'authenticated', 'service_role', 'herald_daemon', 'herald_reader')
-  and not (
+  and (
     r.name = 'herald_reader' and a.relkind = 'v' and a.relname like '%\_statistics' and a.privilege_type = 'SELECT'
     or r.name = 'authenticated' and a.relname = 'scenario_type' and a.privilege_type = 'SELECT'
-    -- column by column, for a right to the table is one to its system columns: those tell of other rows
+    -- column by column, for a right to the table (column_name is null) is one to its system columns: those tell of other rows
     or r.name = 'authenticated' and a.relname = 'scenario' and a.privilege_type = 'SELECT' and a.column_name is not null
     or r.name = 'authenticated' and a.relname = 'scenario' and a.privilege_type = 'DELETE'
     or r.name = 'authenticated' and a.relname = 'scenario' and a.privilege_type in ('INSERT', 'UPDATE')
       and a.column_name in ('scenario_type', 'organisation_id', 'chapter_id', 'name', 'params', 'title_key', 'body_key',
         'presentation', 'devices', 'cooldown', 'quiet_from', 'quiet_until', 'mode', 'canary_percent', 'priority', 'jitter',
         'expires_after', 'on_unknown', 'max_prompts_per_run')
-  )
+  ) is not true
 order by 1;

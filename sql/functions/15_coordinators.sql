@@ -113,6 +113,8 @@ as $$
 declare
   v_scenario herald.scenario;
 begin
+  -- Malformed claims are refused first: after the look-up they would be only where there is such a scenario.
+  perform herald.jwt_user_id() where not herald.is_staff();
   select s.* into v_scenario
   from herald.scenario as s
   where s.scenario_id = p_scenario;

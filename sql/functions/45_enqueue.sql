@@ -10,15 +10,15 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set jit = off
-set lock_timeout = '5s'
 as $$
 declare
   v_scenario herald.scenario;
   v_now constant timestamptz := now();
+  v_timeout constant text := current_setting('lock_timeout');
   v_not_before timestamptz;
   v_skipped boolean;
 begin
-  if p_user is null or coalesce(p_activity_ref, '') = '' or length(p_activity_ref) > 400 or p_due_at is null then
+  if p_user is null or coalesce(p_activity_ref, '') = '' or length(p_activity_ref) > 400 or p_due_at is null or not isfinite(p_due_at) then
     raise exception 'enqueue needs a user, an activity reference of 1 to 400 characters and a due time'
       using errcode = 'invalid_parameter_value',
             hint = 'select * from herald.enqueue(''<scenario_id>'', ''<user_id>'', ''order-17'')';
@@ -44,6 +44,10 @@ begin
     return;
   end if;
   v_skipped := gate = 'no_device_token';
+  -- No SET clause: the caller's own time-out holds where it is shorter (0: none).
+  if v_timeout = '0' or v_timeout::interval > interval '5 seconds' then
+    perform set_config('lock_timeout', '5s', true);
+  end if;
   begin
     insert into herald.prompt as p (scenario_id, scenario_type, user_id, activity_ref, due_at, evaluation_date, idempotency_key,
       cooldown_window_start, status, gate, not_before, priority, origin, settled_at)
@@ -73,6 +77,7 @@ begin
       raise exception 'a prompt of type % for person % is in the hands of another transaction, such as a run', v_scenario.scenario_type, p_user
         using errcode = 'lock_not_available', hint = 'call herald.enqueue() again in a moment';
   end;
+  perform set_config('lock_timeout', v_timeout, true);
   if prompt_id is null then
     gate := 'duplicate';
     return;
@@ -88,6 +93,6 @@ begin
 end
 $$;
 comment on function herald.enqueue is
-  'Decides on one push by hand: the prompt, or the gate that stopped it; with quiet_hours both, for the prompt is only deferred. 55P03 after 5 s while another transaction, such as a run, has one of that person and type in hand.';
+  'Decides on one push by hand: the prompt, or the gate that stopped it; with quiet_hours both, for the prompt is only deferred. 55P03 after 5 s (the session''s lock_timeout, if that is shorter) while another transaction, such as a run, has one of that person and type in hand.';
 revoke all on function herald.enqueue from public;
 grant execute on function herald.enqueue to herald_daemon, service_role;

@@ -35,8 +35,10 @@ begin
       from herald.prompt as p
       where p.ctid = any (p_rows)
         and not exists (
-          select from herald.open_prompt as o
-          where o.user_id = p.user_id and o.prompt_id <> p.prompt_id and o.deadline is null
+          select from (
+            select w.prompt_id, w.deadline from herald.open_prompt as w where w.user_id = p.user_id offset 0
+          ) as o
+          where o.prompt_id <> p.prompt_id and o.deadline is null
             and not exists (
               select from herald.prompt as q
               where q.prompt_id = o.prompt_id
@@ -184,7 +186,8 @@ begin
     c.prompt_id, c.decision, c.gate, c.epoch, c.notification_id, c.scenario_id, c.scenario_type, c.user_id,
     c.activity_ref, c.presentation, c.title_key, c.body_key, c.priority, c.collapse_key, c.attempts,
     -- Within the years that every program can read: one odd row must not keep the others back.
-    greatest(c.due_at, timestamptz '0002-01-01 00:00:00+00'), least(c.expires_at, timestamptz '9998-01-01 00:00:00+00'), p_now, c.all_devices,
+    greatest(least(c.due_at, timestamptz '9998-01-01 00:00:00+00'), timestamptz '0002-01-01 00:00:00+00'),
+    least(c.expires_at, timestamptz '9998-01-01 00:00:00+00'), p_now, c.all_devices,
     case when c.decision = 'send' then coalesce((
       select json_agg(k)
       from (

@@ -136,7 +136,7 @@ begin
       for no key update of p
     ), let_go as (
       update herald.prompt as p
-      set not_before = now()
+      set not_before = greatest(now(), p.due_at)
       from waiting as w
       where p.prompt_id = w.prompt_id and p.status = 'ready' and p.not_before = 'infinity'
     )

@@ -46,7 +46,8 @@ begin
       using errcode = 'invalid_parameter_value', hint = 'the columns are explained by \d+ herald.scenario';
   end;
   v_scenario := herald.checked_scenario(v_scenario);
-  v_scenario.started_at := p_now;
+  -- null is for who called to refuse
+  v_scenario.started_at := coalesce(p_now, now());
   v_scenario.evaluated_from := '-infinity';
   select a.attname into v_bad
   from pg_attribute as a

@@ -85,6 +85,8 @@ declare
   v_decided boolean;
   v_none boolean := true;
 begin
+  -- Malformed claims are refused first, whether there is such a person or not.
+  perform herald.jwt_user_id() where not herald.is_staff();
   if p_now is null or not isfinite(p_now) then
     raise exception 'explain needs a moment'
       using errcode = 'invalid_parameter_value', hint = 'select * from herald.explain(''<user_id>'', ''inactivity'', now())';

@@ -19,7 +19,7 @@ select
   coalesce(g.suppressed, '{}') as suppressed,
   r.longest_run,
   l.started_at as last_run_at,
-  left(l.error, 5) as last_error_code,
+  nullif(left(l.error, 5), 'held:') as last_error_code,
   coalesce(h.dispatched, 0) as dispatched,
   coalesce(h.failed, 0) as failed,
   coalesce(h.skipped, 0) as skipped,
@@ -34,7 +34,7 @@ cross join lateral (
 cross join lateral (
   select
     count(*) as runs,
-    count(e.error) as failed_runs,
+    count(e.error) filter (where e.error not like 'held:%') as failed_runs,
     coalesce(sum(e.candidates), 0) as candidates,
     coalesce(sum(e.prompts), 0) as prompts,
     max(e.duration) as longest_run

@@ -154,6 +154,21 @@ def test_what_exists_elsewhere_is_answered_as_what_does_not_exist(
     assert compared >= 21
 
 
+@pytest.mark.parametrize("claims", ['{"sub": "auth0|1"}', '{"sub": 1}', "[]", "{"])
+def test_malformed_claims_are_refused_whatever_exists(db: psycopg.Connection, claims: str) -> None:
+    refused = "('28000', 'the claims of this request are malformed'"
+    for query in ("describe(%s)", "preview(%s::uuid)", "backtest(%s, now() - interval '1 day')"):
+        for scenario in (SCENARIO_A, SCENARIO_B, SCENARIO_OTHER_ALL, NOBODY):
+            with db.transaction(force_rollback=True), acting_as(db, "authenticated", claims):
+                assert answer(db, f"select * from herald.{query}", (scenario,)).startswith(refused)
+    for person in (A1, B1, NOBODY):
+        with db.transaction(force_rollback=True), acting_as(db, "authenticated", claims):
+            assert answer(db, "select * from herald.explain(%s, 'inactivity')", (person,)).startswith(refused)
+            assert answer(db, "select * from herald.explain(%s, 'no type')", (person,)).startswith(refused)
+    with db.transaction(force_rollback=True), acting_as(db, "service_role", claims):
+        assert answer(db, "select * from herald.describe(%s)", (SCENARIO_A,)).startswith("(1, ")
+
+
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(changes=st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=6, unique=True))
 def test_no_change_in_chapter_b_changes_any_answer_to_chapter_a(

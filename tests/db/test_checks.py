@@ -121,6 +121,16 @@ FAULTS: Final = (
         "grant update (evaluated_through) on herald.scenario to authenticated",
         r"role authenticated has update on herald.scenario \(evaluated_through\)",
     ),
+    Fault(
+        "15_excess_grant",
+        "grant insert on herald.scenario to authenticated",
+        "role authenticated has insert on herald.scenario",
+    ),
+    Fault(
+        "15_excess_grant",
+        "grant update on herald.scenario to authenticated",
+        "role authenticated has update on herald.scenario",
+    ),
     Fault("15_excess_grant", "grant all on herald.prompt to public", "role public has delete on herald.prompt"),
     Fault(
         "17_evaluator",

@@ -408,6 +408,13 @@ def test_enqueueing_nonsense_is_refused(app: App, ref: str | None, user: bool) -
         app.db.execute("select * from herald.enqueue(%s, %s, %s)", (scenario, app.person() if user else None, ref))
 
 
+@pytest.mark.parametrize("due_at", [None, "infinity", "-infinity"])
+def test_enqueueing_for_no_moment_is_refused(app: App, due_at: str | None) -> None:
+    scenario = app.scenario("milestone", {"counts": [1]})
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="and a due time"):
+        app.db.execute("select * from herald.enqueue(%s, %s, 'x', %s)", (scenario, app.person(), due_at))
+
+
 def test_enqueueing_into_no_scenario_is_refused(app: App) -> None:
     with pytest.raises(psycopg.errors.NoDataFound, match="no scenario"):
         enqueue(app, uuid4(), app.person())

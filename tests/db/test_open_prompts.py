@@ -243,16 +243,40 @@ def test_enqueue_waits_only_a_moment_for_a_run_that_is_not_over_and_says_so(
     """It is called in a transaction of the app."""
     (person,) = queue.organisation.mentors(1)
     enqueue = "select gate from herald.enqueue(%s, %s, '2')"
-    config = "select 'lock_timeout=5s' = any (proconfig) from pg_proc where oid = 'herald.enqueue'::regproc"
-    assert db.execute(config).fetchone() == (True,)
-    db.execute("alter function herald.enqueue set lock_timeout = '50ms'")
     run = database.connect()
-    with run.transaction(force_rollback=True):
+    db.execute("set lock_timeout = '50ms'")
+    with run.transaction(force_rollback=True), db.transaction():
         queue.insert(person, "1", db=run)
-        with pytest.raises(psycopg.errors.LockNotAvailable, match="in the hands of another transaction") as told:
+        with (
+            pytest.raises(psycopg.errors.LockNotAvailable, match="in the hands of another transaction") as told,
+            db.transaction(),
+        ):
             db.execute(enqueue, (queue.scenario, person))
+        assert db.execute("show lock_timeout").fetchone() == ("50ms",)
     assert told.value.diag.message_hint == "call herald.enqueue() again in a moment"
     assert db.execute(enqueue, (queue.scenario, person)).fetchone() == (None,)
+
+
+@pytest.mark.parametrize(("patience", "waits"), [("0", "5s"), ("10min", "5s"), ("5s", "5s"), ("200ms", "200ms")])
+def test_enqueue_waits_5_s_and_no_longer_than_the_app_does_itself(
+    queue: Queue, db: psycopg.Connection, patience: str, waits: str
+) -> None:
+    db.execute(
+        """
+        create function pg_temp.tell() returns trigger language plpgsql as
+          $$ begin raise notice '%', current_setting('lock_timeout'); return new; end $$;
+        create trigger tell before insert on herald.prompt for each row execute function pg_temp.tell()
+        """
+    )
+    told: list[str | None] = []
+    db.add_notice_handler(lambda notice: told.append(notice.message_primary))
+    db.execute("select set_config('lock_timeout', %s, false)", (patience,))
+    with db.transaction():
+        for person in queue.organisation.mentors(2):
+            assert queue.organisation.enqueue(queue.scenario, person)[1] is None
+        assert db.execute("show lock_timeout").fetchone() == (patience,)
+    assert told == [waits, waits]
+    assert db.execute("show lock_timeout").fetchone() == (patience,)
 
 
 def test_a_run_counts_a_duplicate_when_another_day_opened_one_meanwhile(
@@ -317,6 +341,7 @@ select sum(pg_stat_get_xact_tuples_returned(c) + pg_stat_get_xact_tuples_fetched
         ("update herald.prompt set priority = 1 where user_id = any (%s)", 1_500),
         ("delete from herald.prompt where user_id = any (%s)", 1_500),
         ("select * from herald.claim('a test', cardinality(%s::uuid[]) / 10, '1 minute')", 200),
+        ("select * from herald.claim('under a cap', cardinality(%s::uuid[]) / 10, '1 minute')", 300),
         ("select count(*) from unnest(%s::uuid[]) as u, herald.pushes_today(u, now(), 'UTC')", 500),
         ("select count(*) from unnest(%s::uuid[]) as u, herald.pushes_planned(u, now(), 'UTC')", 500),
         ("select * from herald.evaluate_touched(1000 + 0 * cardinality(%s::uuid[]))", 500),
@@ -331,6 +356,8 @@ def test_what_is_read_follows_the_rows_not_the_time_at_which_it_was_planned(
     db.execute("alter table herald.open_prompt set (autovacuum_enabled = off)")
     if "pushes" in statement:
         db.execute("set enable_seqscan = off")  # as gates and claims have it, who call these
+    if "cap" in statement:
+        db.execute("update herald.setting set daily_cap = 9")
     acting = queue.organisation.mentors(9)
     for person in acting[:8]:  # the session's plans are made while all is empty
         db.execute("insert into app.activity (user_id, activity_type) values (%s, 'contact')", (person,))

@@ -112,6 +112,20 @@ def test_a_paused_scenario_waits_alone_and_what_falls_due_meanwhile_waits_too(or
     assert len(claim(db)) == 3
 
 
+def test_what_is_to_go_out_later_still_does_after_a_pause(organisation: Organisation) -> None:
+    db = organisation.db
+    scenario = organisation.scenario()
+    before, meanwhile = organisation.mentor("device-1"), organisation.mentor("device-2")
+    enqueue = "select gate from herald.enqueue(%s, %s, 'by-hand', now() + interval '30 days')"
+    assert ask(db, enqueue, scenario, before) == [(None,)]
+    db.execute("select * from herald.pause(%s)", (scenario,))
+    assert ask(db, enqueue, scenario, meanwhile) == [(None,)]
+    assert ask(db, "select prompts from herald.resume(%s)", scenario) == [(2,)]
+    assert claim(db) == []
+    later = "select decision from herald.claim('test', 100, '1 minute', now() + interval '30 days')"
+    assert ask(db, later) == [("send",), ("send",)]
+
+
 def test_everything_is_paused_at_once_while_a_run_that_is_not_over_keeps_its_scenarios(
     organisation: Organisation, database: Database
 ) -> None:

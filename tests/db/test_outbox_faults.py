@@ -192,6 +192,7 @@ def test_what_others_rely_on_is_on_disk_whatever_the_database_is_set_to(
     [
         "update herald.prompt set due_at = '-infinity'",
         "update herald.prompt set due_at = '4000-01-01 BC'",
+        "update herald.prompt set due_at = 'infinity'",
         """
         alter table herald.scenario disable trigger check_scenario, drop constraint scenario_expires_after;
         update herald.scenario set expires_after = '200000 years'

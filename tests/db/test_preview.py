@@ -112,6 +112,13 @@ def test_a_window_that_makes_no_sense_is_refused(app: App, window: timedelta | N
         app.db.execute("select * from herald.preview(%s, now(), %s)", (scenario, window))
 
 
+@pytest.mark.parametrize("moment", [None, "infinity"])
+def test_a_preview_of_no_moment_is_refused(app: App, moment: str | None) -> None:
+    for what in (app.scenario("inactivity", {"days": 30}), app.definition("inactivity", {"days": 30})):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="a preview needs a moment and a window"):
+            app.db.execute("select * from herald.preview(%s, %s)", (what, moment))
+
+
 def test_a_preview_works_in_a_read_only_transaction(app: App) -> None:
     scenario = app.scenario("inactivity", {"days": 30})
     app.activity(app.person(), now() - 30 * DAY)

@@ -304,7 +304,6 @@ CREATE FUNCTION herald.enqueue(p_scenario uuid, p_user uuid, p_activity_ref text
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
-    SET lock_timeout TO '5s'
     AS $$...$$;
 
 CREATE FUNCTION herald.evaluate(p_now timestamp with time zone DEFAULT now(), p_scenario uuid DEFAULT NULL::uuid) RETURNS TABLE(scenario_id uuid, candidates integer, prompts integer, suppressed jsonb, duration interval, error text)
@@ -1059,7 +1058,7 @@ CREATE VIEW herald.scenario_statistics WITH (security_barrier='true') AS
     COALESCE(g.suppressed, '{}'::jsonb) AS suppressed,
     r.longest_run,
     l.started_at AS last_run_at,
-    "left"(l.error, 5) AS last_error_code,
+    NULLIF("left"(l.error, 5), 'held:'::text) AS last_error_code,
     COALESCE(h.dispatched, (0)::bigint) AS dispatched,
     COALESCE(h.failed, (0)::bigint) AS failed,
     COALESCE(h.skipped, (0)::bigint) AS skipped,
@@ -1071,7 +1070,7 @@ CREATE VIEW herald.scenario_statistics WITH (security_barrier='true') AS
            FROM herald.catch_up c
           WHERE (c.scenario_id = s.scenario_id)) b)
      CROSS JOIN LATERAL ( SELECT count(*) AS runs,
-            count(e.error) AS failed_runs,
+            count(e.error) FILTER (WHERE (e.error !~~ 'held:%'::text)) AS failed_runs,
             COALESCE(sum(e.candidates), (0)::bigint) AS candidates,
             COALESCE(sum(e.prompts), (0)::bigint) AS prompts,
             max(e.duration) AS longest_run
