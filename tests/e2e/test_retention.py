@@ -153,12 +153,16 @@ def test_prompts_leave_no_lasting_bloat(database: Database) -> None:
     """A small measure of what `python -m tests.bench.bloat` does with a million."""
     db = database.connect()
     scenario = bloat.prepare(db, 3000)
-    found = []
-    for number in range(1, 5):
+    found: list[dict[str, int]] = []
+    growing = set(bloat.TABLES)
+    # A transaction of somebody else's keeps old rows for a while, and one wave larger: what stays grows with each wave.
+    for number in range(1, 9):
         bloat.wave(db, scenario, 3000, number)
         # What autovacuum does when it comes by; its own turn is a minute away.
         for table in bloat.TABLES:
             db.execute(f"vacuum herald.{table}")
         found.append(bloat.sizes(db))
-    for table in bloat.TABLES:
-        assert found[-1][table] <= found[1][table] * 1.25 + 65536, (table, [each[table] for each in found])
+        growing = {table for table in growing if number < 3 or found[-1][table] > found[-2][table]}
+        if not growing:
+            break
+    assert not growing, [(table, [each[table] for each in found]) for table in growing]

@@ -87,7 +87,9 @@ class Peer:
             self._writer.write(data)
 
     def reset(self) -> None:
-        """End the connection with a RST, as a crashed peer or a firewall does."""
+        """End the connection with a RST, as a crashed peer or a firewall does; nothing where it has ended before."""
+        if self._writer.is_closing():
+            return
         sock = self._writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
