@@ -67,6 +67,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{reason}: {len(files)} skipped, in {', '.join(sorted(set(files)))}")
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """CI is Debian as root, where everything can be installed: what was not tested there fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and reporter.getreports("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
     """For a server that runs as another user, when root runs the tests: pytest's own directories are closed to it.
@@ -179,7 +186,5 @@ def cron_database(pg15_cron: Server) -> Iterator[Database]:
 
 def _require_postgres_15() -> None:
     problem = postgres_15_problem()
-    if problem is not None and os.environ.get("CI"):
-        pytest.fail(f"CI tests on PostgreSQL 15 too: {problem}")
     if problem is not None:
         pytest.skip(f"no PostgreSQL 15: {problem}")
