@@ -66,6 +66,13 @@ class Peer:
                 return [[*self.command(), "install"]]
 
 
+BARE: Final = Queue(
+    fill=f"insert into bare.job (payload) select {PAYLOAD} from generate_series(1, %s) as n",
+    one=f"with made as (insert into bare.job (payload) select {PAYLOAD} from (select %s::int as n) as each) "
+    "select pg_notify('bare', '')",
+    left="select exists (select from bare.job where status <> 'done')",
+    tables="bare.job, bare.delivery",
+)
 GRAPHILE: Final = Queue(
     fill=f"select graphile_worker.add_job('push', {PAYLOAD}::json) from generate_series(1, %s) as n",
     one=f"select graphile_worker.add_job('push', {PAYLOAD}::json) from (select %s::int as n) as each",
@@ -132,5 +139,6 @@ PEERS: Final = (
     ),
     Peer("pgqueuer", "pgqueuer_worker", PGQUEUER, {"batch_size": 100, "max_concurrent_tasks": 200}, trickles=True),
     Peer("procrastinate", "procrastinate_worker", PROCRASTINATE, {"concurrency": 30}, share=0.2, trickles=True),
+    Peer("a bare loop, no queue of anybody's", "bare_worker", BARE, in_flight=500, trickles=True),
     Peer("firebase-admin, no queue", "firebase_worker", None, share=0.2),
 )
