@@ -359,7 +359,7 @@ class _Stage:
             *(("tokens", "verify"), ("send-test", self.people["fine on ios"]), ("unknown", "list"), ("pause",)),
         )
         for at, settings in enumerate(wrong):
-            # All read their settings in the same place: each command meets a few of these, and each of these a few commands.
+            # All read their settings in the same place, so each meets some of these.
             for command in commands[at % 3 :: 3]:
                 self.ask(Command(good | settings), *command)
             self.start_in_vain(good | settings)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import uvloop
+from psycopg import AsyncConnection
 from pyreqwest.client import ClientBuilder
 
 from tests.bench.peers.talk import Bench, message, ready, say, until_over
@@ -39,29 +39,25 @@ update bare.job as j set status = 'sending' from free as f where j.job_id = f.jo
 DONE: Final = """with done as (
   update bare.job set status = 'done' where job_id = any (%s::bigint[])
 )
-insert into bare.delivery (job_id, name) select u.job_id, u.name from unnest(%s::bigint[], %s::text[]) as u (job_id, name)"""
+insert into bare.delivery (job_id, name)
+select u.job_id, u.name from unnest(%s::bigint[], %s::text[]) as u (job_id, name)"""
 NAP: Final = 0.002
 """Seconds in which answers gather for one statement, once one is in."""
 
 
 class Worker:
-    def __init__(self, bench: Bench, client: Client, claims: psycopg.AsyncConnection, marks: psycopg.AsyncConnection) -> None:
+    def __init__(self, bench: Bench, client: Client, claims: AsyncConnection, marks: AsyncConnection) -> None:
         self.bench, self.client, self.claims, self.marks = bench, client, claims, marks
         self.slots = asyncio.Semaphore(bench.in_flight)
         self.headers = {"authorization": f"Bearer {bench.token}", "content-type": "application/json"}
         self.answers: list[tuple[int, str]] = []
         self.some = asyncio.Event()
-        self.sending: set[asyncio.Task[None]] = set()
         self.first = self.answered = 0
 
     async def push(self, job_id: int, job: dict[str, str]) -> None:
-        try:
-            body = json.dumps(message(job)).encode()
-            request = self.client.post(self.bench.url).headers(self.headers).body_bytes(body).build()
-            answer = await (await request.send()).json()
-        except Exception as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            os._exit(1)
+        body = json.dumps(message(job)).encode()
+        request = self.client.post(self.bench.url).headers(self.headers).body_bytes(body).build()
+        answer = await (await request.send()).json()
         self.answers.append((job_id, answer["name"]))
         self.slots.release()
         self.some.set()
@@ -79,19 +75,18 @@ class Worker:
             await self.marks.execute(DONE, (done, done, [name for _, name in answers]))
 
     async def work(self) -> None:
-        marking = asyncio.ensure_future(self.mark())
         await self.claims.execute("listen bare")
-        while not marking.done():
-            claimed = await (await self.claims.execute(CLAIM)).fetchall()
-            self.first = self.first or time.monotonic_ns()
-            for job_id, job in claimed:
-                await self.slots.acquire()
-                self.sending.add(task := asyncio.ensure_future(self.push(job_id, job)))
-                task.add_done_callback(self.sending.discard)
-            if not claimed:
-                async for _ in self.claims.notifies(timeout=1, stop_after=1):
-                    pass
-        await marking
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.mark())
+            while True:
+                claimed = await (await self.claims.execute(CLAIM)).fetchall()
+                self.first = self.first or time.monotonic_ns()
+                for job_id, job in claimed:
+                    await self.slots.acquire()
+                    tasks.create_task(self.push(job_id, job))
+                if not claimed:
+                    async for _ in self.claims.notifies(timeout=1, stop_after=1):
+                        pass
 
 
 async def main() -> None:
@@ -101,7 +96,7 @@ async def main() -> None:
             db.execute(SCHEMA)
         return
     settings: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0}
-    claims, marks = [await psycopg.AsyncConnection.connect(bench.dsn, **settings) for _ in range(2)]
+    claims, marks = [await AsyncConnection.connect(bench.dsn, **settings) for _ in range(2)]
     # The sink's certificate signs itself, which rustls takes for no server's.
     client = ClientBuilder().danger_accept_invalid_certs(True).build()
     ready()
