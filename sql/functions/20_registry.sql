@@ -322,14 +322,17 @@ begin
   p_scenario.title_key := coalesce(p_scenario.title_key, p_scenario.scenario_type || '_title');
   p_scenario.body_key := coalesce(p_scenario.body_key, p_scenario.scenario_type || '_body');
   v_problem := herald.scenario_problem(p_scenario);
+  if v_problem is null then
+    p_scenario.cooldown := herald.in_days(p_scenario.cooldown);
+    p_scenario.expires_after := herald.in_days(p_scenario.expires_after);
+    v_problem := herald.scenario_problem(p_scenario);  -- to Postgres, 101 years were less than 36500 days
+  end if;
   if v_problem is not null then
     raise exception 'scenario "%" of type %: %', coalesce(p_scenario.name, '(without a name)'), p_scenario.scenario_type, v_problem
       using errcode = case when p_scenario.organisation_id is null or p_scenario.name is null then 'not_null_violation' else 'check_violation' end,
             column = split_part(v_problem, ' ', 1), table = 'scenario', schema = 'herald',
             hint = 'the columns are explained by \d+ herald.scenario';
   end if;
-  p_scenario.cooldown := herald.in_days(p_scenario.cooldown);
-  p_scenario.expires_after := herald.in_days(p_scenario.expires_after);
   return p_scenario;
 end
 $$;
