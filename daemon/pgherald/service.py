@@ -275,7 +275,9 @@ async def _check_database(settings: Settings, notifier: Notifier, *, managed: bo
     await _check_schema(settings.database_url, notifier, managed=managed)
     if settings.listen_url != settings.database_url:
         try:
-            await anyio.to_thread.run_sync(access.check_listening, settings.listen_url, settings.database_url)
+            await anyio.to_thread.run_sync(
+                access.check_listening, settings.listen_url, settings.database_url, abandon_on_cancel=True
+            )
         except access.NotNow as error:
             # Until it is back, polling finds the work.
             log.error("listener_unreachable", setting=LISTEN_URL.name, reason=error.reason)
@@ -288,8 +290,8 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
     failures = 0
     while True:
         try:
-            version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo)
-            excess = await anyio.to_thread.run_sync(access.excess_rights, conninfo)
+            version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo, abandon_on_cancel=True)
+            excess = await anyio.to_thread.run_sync(access.excess_rights, conninfo, abandon_on_cancel=True)
             break
         except access.NotNow as error:
             if not managed and anyio.current_time() > deadline:
