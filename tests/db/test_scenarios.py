@@ -56,7 +56,7 @@ BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
     ({"presentation": "sound"}, "presentation must be alert or data"),
     ({"devices": "some"}, "devices must be latest or all"),
     ({"expires_after": "0"}, "expires_after must be longer than nothing"),
-    ({"expires_after": "-11 months 331 days"}, "expires_after must be longer than nothing and at most 36500 days"),
+    ({"expires_after": "-11 months 331 days"}, "at most 36500 days, no part of it negative, for example 3 days"),
     ({"expires_after": "9999 years"}, "expires_after must be longer than nothing and at most 36500 days"),
     ({"jitter": "2 hours"}, "jitter must lie between 0 and 1 hour"),
     ({"on_unknown": "panic"}, "on_unknown must be drop or resend"),
