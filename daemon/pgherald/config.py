@@ -311,6 +311,9 @@ SETTINGS: Final = (
     LOG_LEVEL,
 )
 
+#: Read by few commands, which say what is wrong with them: here they are looked for only to list all problems together.
+_FILES: Final = (FCM_CREDENTIALS, METRICS_TLS_CERTIFICATE, METRICS_TLS_KEY, METRICS_TLS_CLIENT_CA)
+
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """The settings of this environment; a variable that is blank counts as not set.
@@ -324,14 +327,21 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         try:
             found[setting.field] = setting.parse(text) if text else setting.otherwise(environ)
         except Wrong as wrong:
-            problems.append(
-                f"{setting.name}: {wrong}; it may be {setting.accepts}; for example {setting.name}={setting.example}"
-            )
+            problems.append(_problem(setting, str(wrong)))
     problems += _unknown_names(environ)
     if problems:
+        problems += [
+            _problem(setting, "names a file that is not there, or not for this user")
+            for setting in _FILES
+            if found.get(setting.field) is not None and not os.path.exists(found[setting.field])
+        ]
         raise ConfigError("\n".join(problems), reason="settings")
 
     return Settings(**found)
+
+
+def _problem(setting: Setting, wrong: str) -> str:
+    return f"{setting.name}: {wrong}; it may be {setting.accepts}; for example {setting.name}={setting.example}"
 
 
 def check_names(environ: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ import socket
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -61,7 +62,7 @@ from pgherald.transport import HttpTransport
 from pgherald.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from pgherald.config import Settings
@@ -141,13 +142,6 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
         load_credentials, settings.fcm_credentials, settings.fcm_project
     )
     guard = Guard(await anyio.to_thread.run_sync(server_context, settings))
-    await _check_schema(settings.database_url, notifier, managed=bool(environ.get("NOTIFY_SOCKET")))
-    if settings.listen_url != settings.database_url:
-        try:
-            await anyio.to_thread.run_sync(access.check_listening, settings.listen_url, settings.database_url)
-        except access.NotNow as error:
-            # Until it is back, polling finds the work.
-            log.error("listener_unreachable", setting=LISTEN_URL.name, reason=error.reason)
     config = DispatchConfig(
         owner=f"{socket.gethostname()}:{os.getpid()}",
         max_in_flight=settings.max_in_flight,
@@ -158,6 +152,11 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
     bell = Doorbell()
     locks = Locks(settings.listen_url)
     async with AsyncExitStack() as stack:
+        signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        managed = bool(environ.get("NOTIFY_SOCKET"))
+        if not await _unless_stopped(signals, notifier, partial(_check_database, settings, notifier, managed=managed)):
+            log.info("stopped")
+            return
         spool = await anyio.to_thread.run_sync(Spool.open, settings.state_dir, metrics)
         stack.push_async_callback(spool.close)
         store = await stack.enter_async_context(Store(settings.database_url, program=schema.shipped_version()))
@@ -204,7 +203,7 @@ async def _run(settings: Settings, environment: Callable[[], dict[str, str]]) ->
             around.start_soon(recorder.run)
             around.start_soon(listener.run)
             async with anyio.create_task_group() as work:
-                work.start_soon(_stop_on_signal, parts, work.cancel_scope, config)
+                work.start_soon(_stop_on_signal, signals, parts, work.cancel_scope, config)
                 with anyio.move_on_after(CONNECT_PATIENCE):
                     await listener.heard.wait()
                 work.start_soon(scheduler.run)
@@ -250,6 +249,40 @@ class _Parts:
         )
 
 
+async def _unless_stopped(
+    signals: AsyncIterator[signal.Signals], notifier: Notifier, start: Callable[[], Awaitable[None]]
+) -> bool:
+    """Whether this part of a start came to its end, and no signal to stop before that: nothing has to drain yet."""
+    stopped = False
+    async with anyio.create_task_group() as group:
+
+        async def stop() -> None:
+            nonlocal stopped
+            number = await anext(signals)
+            stopped = True
+            log.info("stopping", signal=signal.Signals(number).name)
+            notifier.stopping()
+            group.cancel_scope.cancel()
+
+        group.start_soon(stop)
+        await start()
+        group.cancel_scope.cancel()
+    return not stopped
+
+
+async def _check_database(settings: Settings, notifier: Notifier, *, managed: bool) -> None:
+    """Refuse connections that cannot work, of the listener too; those that are not there are waited for, or told."""
+    await _check_schema(settings.database_url, notifier, managed=managed)
+    if settings.listen_url != settings.database_url:
+        try:
+            await anyio.to_thread.run_sync(
+                access.check_listening, settings.listen_url, settings.database_url, abandon_on_cancel=True
+            )
+        except access.NotNow as error:
+            # Until it is back, polling finds the work.
+            log.error("listener_unreachable", setting=LISTEN_URL.name, reason=error.reason)
+
+
 async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> None:
     """Refuse a database that this program cannot work with. One that is not there is waited for a little; under a
     service manager as long as it takes, for a machine that starts may have the daemon up before the database."""
@@ -257,8 +290,8 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
     failures = 0
     while True:
         try:
-            version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo)
-            excess = await anyio.to_thread.run_sync(access.excess_rights, conninfo)
+            version = await anyio.to_thread.run_sync(schema.check_for_daemon, conninfo, abandon_on_cancel=True)
+            excess = await anyio.to_thread.run_sync(access.excess_rights, conninfo, abandon_on_cancel=True)
             break
         except access.NotNow as error:
             if not managed and anyio.current_time() > deadline:
@@ -286,21 +319,20 @@ async def _announce(parts: _Parts) -> None:
     log.info("ready")
 
 
-async def _stop_on_signal(parts: _Parts, scope: anyio.CancelScope, config: DispatchConfig) -> None:
+async def _stop_on_signal(
+    signals: AsyncIterator[signal.Signals], parts: _Parts, scope: anyio.CancelScope, config: DispatchConfig
+) -> None:
     """The first signal stops the claiming and sets a deadline for what is under way; the second ends that at once."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            parts.stopping = True
-            parts.health.set_unready("stopping")
-            log.info("stopping", signal=signal.Signals(number).name)
-            parts.notifier.stopping(parts.status())
-            parts.worker.stop()
-            scope.deadline = anyio.current_time() + config.send_deadline * DRAIN_DEADLINES
-            break
-        async for number in signals:
-            log.warning("stopping_at_once", signal=signal.Signals(number).name)
-            scope.cancel()
-            return
+    number = await anext(signals)
+    parts.stopping = True
+    parts.health.set_unready("stopping")
+    log.info("stopping", signal=signal.Signals(number).name)
+    parts.notifier.stopping(parts.status())
+    parts.worker.stop()
+    scope.deadline = anyio.current_time() + config.send_deadline * DRAIN_DEADLINES
+    number = await anext(signals)
+    log.warning("stopping_at_once", signal=signal.Signals(number).name)
+    scope.cancel()
 
 
 async def _feed_watchdog(notifier: Notifier, environ: Mapping[str, str], parts: _Parts) -> None:

@@ -266,7 +266,7 @@ return case
   -- only adds up to less
   when p_scenario.cooldown < interval '0' or p_scenario.cooldown > interval '36500 days'
     or least(extract(year from p_scenario.cooldown), extract(month from p_scenario.cooldown), extract(day from p_scenario.cooldown), extract(hour from p_scenario.cooldown)) < 0
-    then 'cooldown must lie between 0 and 36500 days, for example 7 days'
+    then 'cooldown must lie between 0 and 36500 days, no part of it negative, for example 7 days'
   when (p_scenario.quiet_from is null) <> (p_scenario.quiet_until is null) then 'quiet_from and quiet_until go together, for example 21:00 and 08:00'
   when p_scenario.quiet_from = p_scenario.quiet_until then 'quiet_from and quiet_until must differ, for example 21:00 and 08:00'
   when p_scenario.mode not in ('off', 'shadow', 'canary', 'on') then 'mode must be off, shadow, canary or on'
@@ -275,7 +275,7 @@ return case
   when p_scenario.jitter not between interval '0' and interval '1 hour' then 'jitter must lie between 0 and 1 hour'
   when p_scenario.expires_after <= interval '0' or p_scenario.expires_after > interval '36500 days'
     or least(extract(year from p_scenario.expires_after), extract(month from p_scenario.expires_after), extract(day from p_scenario.expires_after), extract(hour from p_scenario.expires_after)) < 0
-    then 'expires_after must be longer than nothing and at most 36500 days, for example 3 days'
+    then 'expires_after must be longer than nothing and at most 36500 days, no part of it negative, for example 3 days'
   when p_scenario.on_unknown not in ('drop', 'resend') then 'on_unknown must be drop or resend'
   when p_scenario.max_prompts_per_run <= 0 then 'max_prompts_per_run must be at least 1, or null for no limit'
   when not isfinite(p_scenario.evaluated_through) then 'evaluated_through must be a moment, not infinity'
@@ -322,14 +322,17 @@ begin
   p_scenario.title_key := coalesce(p_scenario.title_key, p_scenario.scenario_type || '_title');
   p_scenario.body_key := coalesce(p_scenario.body_key, p_scenario.scenario_type || '_body');
   v_problem := herald.scenario_problem(p_scenario);
+  if v_problem is null then
+    p_scenario.cooldown := herald.in_days(p_scenario.cooldown);
+    p_scenario.expires_after := herald.in_days(p_scenario.expires_after);
+    v_problem := herald.scenario_problem(p_scenario);  -- to Postgres, 101 years were less than 36500 days
+  end if;
   if v_problem is not null then
     raise exception 'scenario "%" of type %: %', coalesce(p_scenario.name, '(without a name)'), p_scenario.scenario_type, v_problem
       using errcode = case when p_scenario.organisation_id is null or p_scenario.name is null then 'not_null_violation' else 'check_violation' end,
             column = split_part(v_problem, ' ', 1), table = 'scenario', schema = 'herald',
             hint = 'the columns are explained by \d+ herald.scenario';
   end if;
-  p_scenario.cooldown := herald.in_days(p_scenario.cooldown);
-  p_scenario.expires_after := herald.in_days(p_scenario.expires_after);
   return p_scenario;
 end
 $$;

@@ -113,7 +113,7 @@ $$;
 comment on function herald.sentence is 'A template filled with parameters, see the head of this file''s source: functions/80_describe.sql.';
 revoke all on function herald.sentence from public;
 
--- The largest unit that fits evenly; two units where none does.
+-- Weeks where they fit evenly; else days, hours, minutes and seconds, as far as there are some.
 create or replace function herald.span(p_duration interval, p_locale text)
 returns text
 language sql immutable
@@ -121,21 +121,22 @@ set search_path = pg_catalog, pg_temp
 return (
   select herald.listed(
     array(
-      select u.n || ' ' || split_part(case p_locale when 'nb' then u.nb else u.en end, '|', case u.n when 1 then 1 else 2 end)
+      select case p_locale when 'nb' then replace(u.n::text, '.', ',') else u.n::text end
+        || ' ' || split_part(case p_locale when 'nb' then u.nb else u.en end, '|', case u.n when 1 then 1 else 2 end)
       from (
         values
-          (case when q.s % 604800 = 0 then q.s / 604800 else 0 end, 'week|weeks', 'uke|uker', 1),
-          (case when q.s % 604800 = 0 then 0 else q.s / 86400 end, 'day|days', 'dag|dager', 2),
-          (q.s % 86400 / 3600, 'hour|hours', 'time|timer', 3),
-          (q.s % 3600 / 60, 'minute|minutes', 'minutt|minutter', 4),
-          (q.s % 60, 'second|seconds', 'sekund|sekunder', 5)
+          (case when q.s % 604800 = 0 then div(q.s, 604800) else 0 end, 'week|weeks', 'uke|uker', 1),
+          (case when q.s % 604800 = 0 then 0 else div(q.s, 86400) end, 'day|days', 'dag|dager', 2),
+          (div(q.s % 86400, 3600), 'hour|hours', 'time|timer', 3),
+          (div(q.s % 3600, 60), 'minute|minutes', 'minutt|minutter', 4),
+          (trim_scale(q.s % 60), 'second|seconds', 'sekund|sekunder', 5)
       ) as u (n, en, nb, place)
       where u.n > 0
       order by u.place
     ),
     case p_locale when 'nb' then 'og' else 'and' end
   )
-  from (select floor(extract(epoch from p_duration))::bigint as s) as q
+  from (select extract(epoch from p_duration) as s) as q
 );
 comment on function herald.span is 'A duration in words: "2 weeks", "1 day and 12 hours".';
 revoke all on function herald.span from public;

@@ -214,7 +214,7 @@ as $$
   from herald.previewed(herald.scenario_for_caller(p_scenario), p_now, p_window) as v;
 $$;
 comment on function herald.preview(uuid, timestamptz, interval) is
-  'Who became due in (p_now - p_window, p_now], and the decision at p_now: send, or the gate. Writes nothing; coordinators see their own chapters.';
+  'Who became due in (p_now - p_window, p_now], and the decision at p_now: send, or the gate. Writes nothing; coordinators see their own chapters. In psql write ''<scenario_id>''::uuid, or p_scenario => ''<scenario_id>'': the other herald.preview() takes a definition.';
 revoke all on function herald.preview(uuid, timestamptz, interval) from public;
 grant execute on function herald.preview(uuid, timestamptz, interval) to authenticated, service_role, herald_daemon, herald_reader;
 

@@ -27,6 +27,10 @@ declare
   v_rows integer;
   v_more boolean := false;
 begin
+  if p_batch is null or p_batch < 1 then
+    raise exception 'maintain needs a batch of at least 1 row'
+      using errcode = 'invalid_parameter_value', hint = 'call herald.maintain(p_batch => 10000)';
+  end if;
   select g.* into v_setting from herald.setting as g;
   delete from herald.prompt as p
   where p.ctid = any (array(

@@ -150,6 +150,16 @@ CONDITIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"expires_after": "6 hours"}, f"{A_WEEK}; at most 6 hours late", f"{I_UKEN}; høyst 6 timer forsinket"),
     ({"expires_after": "1 month"}, f"{A_WEEK}; at most 30 days late", f"{I_UKEN}; høyst 30 dager forsinket"),
     ({"expires_after": "1 year"}, f"{A_WEEK}; at most 365 days late", f"{I_UKEN}; høyst 365 dager forsinket"),
+    (
+        {"expires_after": "0.5 seconds"},
+        f"{A_WEEK}; at most 0.5 seconds late",
+        f"{I_UKEN}; høyst 0,5 sekunder forsinket",
+    ),
+    (
+        {"expires_after": "1 minute 1.25 seconds"},
+        f"{A_WEEK}; at most 1 minute and 1.25 seconds late",
+        f"{I_UKEN}; høyst 1 minutt og 1,25 sekunder forsinket",
+    ),
     ({"presentation": "data"}, f"{A_WEEK}; silently", f"{I_UKEN}; uten lyd og varsel"),
     ({"devices": "all"}, f"{A_WEEK}; on all devices", f"{I_UKEN}; på alle enheter"),
     (

@@ -262,7 +262,9 @@ def test_a_discarded_prompt_is_never_armed_again(organisation: Organisation) -> 
     assert ask(db, "select decision from herald.discard(array[%s]::uuid[])", prompt) == [("not_failed",)]
 
 
-def test_a_failed_prompt_that_is_not_discarded_is_armed_again_by_a_later_run(organisation: Organisation) -> None:
+def test_a_failed_prompt_that_is_not_discarded_is_armed_again_by_a_run_that_looks_back(
+    organisation: Organisation,
+) -> None:
     """The control of the test above: the same steps without the discard."""
     db = organisation.db
     person = organisation.mentor("device")
@@ -271,6 +273,8 @@ def test_a_failed_prompt_that_is_not_discarded_is_armed_again_by_a_later_run(org
     db.execute("select * from herald.evaluate()")
     (prompt,) = claim(db)
     settle(db, prompt, "failed", "UNAVAILABLE")
+    db.execute("select * from herald.evaluate()")
+    assert organisation.prompts() == {person: ("failed", None)}
     db.execute("update herald.scenario set evaluated_through = now() - interval '1 day'")
     db.execute("select * from herald.evaluate()")
     assert organisation.prompts() == {person: ("ready", None)}

@@ -56,7 +56,7 @@ BAD_COLUMNS: list[tuple[dict[str, Any], str]] = [
     ({"presentation": "sound"}, "presentation must be alert or data"),
     ({"devices": "some"}, "devices must be latest or all"),
     ({"expires_after": "0"}, "expires_after must be longer than nothing"),
-    ({"expires_after": "-11 months 331 days"}, "expires_after must be longer than nothing and at most 36500 days"),
+    ({"expires_after": "-11 months 331 days"}, "at most 36500 days, no part of it negative, for example 3 days"),
     ({"expires_after": "9999 years"}, "expires_after must be longer than nothing and at most 36500 days"),
     ({"jitter": "2 hours"}, "jitter must lie between 0 and 1 hour"),
     ({"on_unknown": "panic"}, "on_unknown must be drop or resend"),
@@ -109,6 +109,27 @@ def test_what_a_terminal_would_obey_is_refused_where_coordinators_write(app: App
     with pytest.raises(psycopg.errors.CheckViolation, match='"activity_type" must be a text of visible characters'):
         app.scenario("follow_up", {"activity_type": text, "after_days": 3})
     app.scenario("follow_up", {"activity_type": "besøk 👩‍👧", "after_days": 3}, name="Første besøk: 🎉 静か")
+
+
+@pytest.mark.parametrize(
+    ("column", "allowed", "problem"),
+    [("cooldown", "0", "lie between 0 and"), ("expires_after", "1 day", "be longer than nothing and at most")],
+)
+def test_years_that_are_too_many_days_are_refused_in_the_same_words(
+    app: App, column: str, allowed: str, problem: str
+) -> None:
+    """To Postgres a year of 12 months is as long as 360 days, and here it has 365."""
+    app.scenario("inactivity", {"days": 30}, **{column: "100 years"})
+    scenario = app.scenario("inactivity", {"days": 30}, **{column: allowed})
+    for tried in ("101 years", "100 years 1 day", "1216 months 20 days"):
+        definition = app.definition("inactivity", {"days": 30}, **{column: tried})
+        for query, values in (
+            (f"update herald.scenario set {column} = %s where scenario_id = %s", (tried, scenario)),
+            ("select * from herald.preview(%s)", (definition,)),
+        ):
+            with pytest.raises(psycopg.errors.CheckViolation, match=f"{column} must {problem} 36500 days") as caught:
+                app.db.execute(query, values)
+            assert caught.value.diag.column_name == column
 
 
 def test_the_constraints_of_the_table_hold_without_the_trigger_too(app: App) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from tests.bench import bloat
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
-    import psycopg
-
     from tests.support.postgres import Database
 
 TABLES = (
@@ -115,6 +114,14 @@ def test_deleting_is_done_in_batches_that_commit(organisation: Organisation) -> 
     assert count(db, "herald.scenario_prompt_history") == 0
     found = db.execute("select count(*), count(distinct transaction) from public.deleted").fetchone()
     assert found == (3, 3)
+
+
+@pytest.mark.parametrize("batch", [0, -1, None])
+def test_batches_of_nothing_are_refused_and_not_deleted_for_ever(db: psycopg.Connection, batch: int | None) -> None:
+    db.execute("set statement_timeout = '5s'")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="a batch of at least 1 row") as refused:
+        db.execute("call herald.maintain(p_batch => %s::integer)", (batch,))
+    assert refused.value.diag.message_hint == "call herald.maintain(p_batch => 10000)"
 
 
 def test_a_daemon_without_pg_cron_maintains_in_batches_as_its_own_role(

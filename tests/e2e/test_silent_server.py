@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,16 @@ from psycopg_pool import PoolTimeout
 
 from pgherald.sessions import ListenSession, Locks
 from pgherald.store import CalledOff, Store
+from tests.support.daemon import running_daemon
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from pathlib import Path
 
     import psycopg
 
+    from pgherald.emulator.client import EmulatorProcess
     from pgherald.model import Prompt
     from tests.support.postgres import Database
 
@@ -198,3 +202,16 @@ async def test_a_listener_whose_first_question_is_never_answered_is_given_up(
     assert not scope.cancelled_caught
     async with ListenSession.open(database.daemon_dsn, "herald") as session:
         assert not await session.notified(0.2)
+
+
+def test_a_stop_while_the_database_says_nothing_at_the_start_is_an_orderly_one(
+    emulator: EmulatorProcess, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        dsn = f"postgresql://daemon@127.0.0.1:{silent.getsockname()[1]}/app"
+        with running_daemon(dsn, emulator, tmp_path, ready=False) as daemon:
+            asked, _ = silent.accept()
+            with asked:
+                daemon.send(signal.SIGTERM)
+                assert daemon.wait() == 0
+            assert [line["event"] for line in daemon.events()] == ["stopping", "stopped"]

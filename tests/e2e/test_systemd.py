@@ -386,6 +386,21 @@ def test_a_start_without_a_database_waits_for_it(
             assert daemon.running
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_it_waits_for_the_database_is_an_orderly_one(
+    database: Database, emulator: EmulatorProcess, manager: Manager, tmp_path: Path, number: signal.Signals
+) -> None:
+    with database.server.admin() as admin:
+        admin.execute(f"alter database {database.name} allow_connections false")
+        with managed(database, emulator, manager, tmp_path) as daemon:
+            daemon.wait_for_event("waiting_for_database")
+            daemon.send(number)
+            assert daemon.wait() == 0
+            assert daemon.events("stopping")[0]["signal"] == number.name
+            assert daemon.events()[-1]["event"] == "stopped"
+            manager.wait_for("STOPPING=1")
+
+
 def unit(name: str) -> dict[str, list[str]]:
     """The assignments of a unit file."""
     found: dict[str, list[str]] = {}

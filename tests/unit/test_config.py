@@ -270,6 +270,23 @@ def test_a_value_that_cannot_work_is_refused_with_the_reason_the_choice_and_an_e
     assert f"; for example PGHERALD_{name}=" in line
 
 
+def test_a_file_that_is_not_there_is_told_with_what_else_is_wrong_and_left_to_its_reader_where_nothing_is(
+    tmp_path: Path,
+) -> None:
+    """Most commands never read it."""
+    here = tmp_path / "here"
+    here.touch()
+    named = {**HOME, "PGHERALD_METRICS_TLS_KEY": str(here), "PGHERALD_FCM_CREDENTIALS": str(tmp_path / "hemmelig")}
+    assert load_settings(named).fcm_credentials == tmp_path / "hemmelig"
+    lines = problems({**named, "PGHERALD_MAX_IN_FLIGHT": "0", "PGHERALD_COLOUR": "red"})
+    assert [line.split(";")[0] for line in lines] == [
+        "PGHERALD_MAX_IN_FLIGHT: is too small",
+        "PGHERALD_COLOUR: is not a setting",
+        "PGHERALD_FCM_CREDENTIALS: names a file that is not there, or not for this user",
+    ]
+    assert "hemmelig" not in "".join(lines)
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "[::1]", "fcm.localhost"])
 def test_plain_http_is_good_enough_for_an_emulator_on_this_machine(host: str) -> None:
     assert load_settings({**HOME, "PGHERALD_FCM_ENDPOINT": f"http://{host}:80"}).fcm_endpoint == f"http://{host}:80"

@@ -5,6 +5,7 @@ What it does with real work is in tests/e2e/test_daemon.py.
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -211,6 +212,22 @@ async def test_a_scenario_that_fails_again_and_again_is_tried_ever_less_often_un
     for number, gap in enumerate(gaps[:9], 1):
         assert gap >= min(IDLE_PAUSE_STEP * 2**number, FAILING_PAUSE_MAX) * 0.99
     assert min(gaps[9:]) < FAILING_PAUSE_MAX * 0.99
+
+
+async def test_the_log_says_once_and_not_at_each_evaluation_that_a_scenario_fails_however_often_it_works_in_between(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    failing = ScenarioId(uuid4()), ScenarioId(uuid4())
+
+    class Failing(Database):
+        async def claim(self, *arguments: object, touched: int) -> Claimed:
+            await super().claim(*arguments, touched=touched)
+            return Claimed((), (), failing if touched > 0 and len(self.evaluations) % 2 else ())
+
+    database = Failing(touched=True)
+    await work_until(lambda: len(database.evaluations) >= 6, database)
+    told = [line for line in capfd.readouterr().err.splitlines() if '"evaluation_failed"' in line]
+    assert [json.loads(line)["scenario_id"] for line in told] == [str(each) for each in failing]
 
 
 async def test_after_an_evaluation_that_hangs_claims_go_on_without_one() -> None:
