@@ -91,7 +91,12 @@ def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL", *, autocommit
     """
     try:
         connection = psycopg.connect(
-            conninfo, autocommit=autocommit, prepare_threshold=None, application_name="pgherald", connect_timeout=10
+            conninfo,
+            autocommit=autocommit,
+            prepare_threshold=None,
+            application_name="pgherald",
+            connect_timeout=10,
+            client_encoding="UTF8",
         )
     except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
         raise _unreachable(conninfo, error, setting) from None
