@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tests.support.daemon import running_daemon, wait_for
+from tests.support.doctor import problems
 from tests.support.organisation import Organisation
 
 if TYPE_CHECKING:
@@ -81,3 +82,10 @@ def test_text_is_text_in_any_client_encoding(
     assert [each["name"] for each in pgherald("status", "--json").json["scenarios"]] == ["Påminnelse \U0001f514"]
     migrated = pgherald("migrate", "--dry-run", PGHERALD_DATABASE_URL=database.migrator_dsn)
     assert (migrated.code, migrated.err) == (0, "")
+
+
+def test_doctor_says_that_no_trigger_fires_where_the_database_replays_rows(database: Database, doctor: Command) -> None:
+    put_on(database, session_replication_role="replica")
+    what, remedy = problems(doctor)["checks/24_disabled_trigger"]
+    assert what.startswith("session_replication_role is replica: no trigger fires")
+    assert remedy.startswith(f"alter database {database.name} reset session_replication_role;")
