@@ -89,3 +89,14 @@ def test_doctor_says_that_no_trigger_fires_where_the_database_replays_rows(datab
     what, remedy = problems(doctor)["checks/24_disabled_trigger"]
     assert what.startswith("session_replication_role is replica: no trigger fires")
     assert remedy.startswith(f"alter database {database.name} reset session_replication_role;")
+
+
+@pytest.mark.parametrize("command", ["migrate", "pause"])
+def test_who_may_only_read_is_told_of_the_setting_as_well_as_of_a_standby(
+    command: str, database: Database, pgherald: Command
+) -> None:
+    put_on(database, default_transaction_read_only="on")
+    answer = pgherald(command, PGHERALD_DATABASE_URL=database.migrator_dsn)
+    assert answer.code == 78
+    assert "is this a standby, then name the primary in PGHERALD_DATABASE_URL" in answer.err
+    assert "or is default_transaction_read_only on" in answer.err
