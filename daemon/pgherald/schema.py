@@ -179,7 +179,7 @@ def check_for_daemon(conninfo: str) -> int:
     with access.connect(conninfo) as connection:
         version = check_version(connection)
         if not access.may_claim(connection):
-            raise ConfigError(": ".join(access.no_right(connection.info.user)))
+            raise ConfigError(": ".join(access.no_right(connection)))
     return version
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from tests.support.daemon import running_daemon, wait_for
 from tests.support.doctor import problems
@@ -100,3 +101,11 @@ def test_who_may_only_read_is_told_of_the_setting_as_well_as_of_a_standby(
     assert answer.code == 78
     assert "is this a standby, then name the primary in PGHERALD_DATABASE_URL" in answer.err
     assert "or is default_transaction_read_only on" in answer.err
+
+
+def test_a_login_that_acts_as_another_role_is_told_of_that_one(database: Database, pgherald: Command) -> None:
+    acting = make_conninfo(database.dsn, options="-c role=anon")
+    answer = pgherald("status", PGHERALD_DATABASE_URL=acting)
+    assert answer.code == 78
+    assert 'the role "anon", as which "postgres" acts (alter role ... set role), may not use' in answer.err
+    assert 'grant herald_daemon to "anon"' in answer.err
