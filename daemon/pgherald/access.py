@@ -91,7 +91,12 @@ def connect(conninfo: str, setting: str = "PGHERALD_DATABASE_URL", *, autocommit
     """
     try:
         connection = psycopg.connect(
-            conninfo, autocommit=autocommit, prepare_threshold=None, application_name="pgherald", connect_timeout=10
+            conninfo,
+            autocommit=autocommit,
+            prepare_threshold=None,
+            application_name="pgherald",
+            connect_timeout=10,
+            client_encoding="UTF8",
         )
     except (psycopg.OperationalError, psycopg.ProgrammingError, UnicodeError) as error:
         raise _unreachable(conninfo, error, setting) from None
@@ -189,7 +194,7 @@ def refused(connection: psycopg.Connection, error: psycopg.errors.InsufficientPr
             "herald_owner, with whose rights the source views and the evaluators read, is refused",
             f"{error.diag.message_primary}: see `pgherald doctor`",
         )
-    return no_right(user)
+    return no_right(connection)
 
 
 def within(error: psycopg.errors.InsufficientPrivilege) -> bool:
@@ -197,10 +202,14 @@ def within(error: psycopg.errors.InsufficientPrivilege) -> bool:
     return error.diag.context is not None
 
 
-def no_right(user: str) -> tuple[str, str]:
+def no_right(connection: psycopg.Connection) -> tuple[str, str]:
     """What is wrong with a login that may not use pgherald, and the statement that gives it the right."""
+    row = connection.execute("select current_user::text, session_user::text").fetchone()
+    assert row is not None
+    user, login = row
+    acting = "" if user == login else f', as which "{login}" acts (alter role ... set role),'
     return (
-        f'the role "{user}" may not use pgherald; as the role that ran `pgherald migrate`',
+        f'the role "{user}"{acting} may not use pgherald; as the role that ran `pgherald migrate`',
         f'grant herald_daemon to "{user}"',
     )
 

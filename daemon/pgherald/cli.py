@@ -20,6 +20,7 @@ from pgherald import commands as operators
 from pgherald.commands.command import say
 from pgherald.config import SETTINGS, check_names
 from pgherald.errors import HeraldError, UsageError
+from pgherald.screen import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(error: HeraldError) -> int:
-    print(f"pgherald: {error}", file=sys.stderr)
+    print(visible(f"pgherald: {error}"), file=sys.stderr)
     return error.exit_code
 
 
@@ -79,7 +80,7 @@ class _Parser(argparse.ArgumentParser):
         if file is sys.stdout:
             say(message.rstrip("\n"))
         else:
-            super()._print_message(message, file)
+            super()._print_message(visible(message), file)
 
 
 def _parser() -> argparse.ArgumentParser:

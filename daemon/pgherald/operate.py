@@ -390,7 +390,10 @@ def explained(error: psycopg.Error, connection: psycopg.Connection) -> HeraldErr
         case psycopg.errors.LockNotAvailable():
             return HeraldError(f"another session holds the rows that this needs: nothing was changed, try again{hint}")
         case psycopg.errors.ReadOnlySqlTransaction():
-            return ConfigError("this server only reads (a standby?): PGHERALD_DATABASE_URL must name the primary")
+            return ConfigError(
+                "the database only reads: is this a standby, then name the primary in PGHERALD_DATABASE_URL; "
+                "or is default_transaction_read_only on, for this role or database?"
+            )
         case error if isinstance(error, _REFUSALS):
             return UsageError(said)
         case psycopg.OperationalError() | psycopg.InterfaceError() if error.sqlstate is None or connection.broken:

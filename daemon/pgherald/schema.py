@@ -179,7 +179,7 @@ def check_for_daemon(conninfo: str) -> int:
     with access.connect(conninfo) as connection:
         version = check_version(connection)
         if not access.may_claim(connection):
-            raise ConfigError(": ".join(access.no_right(connection.info.user)))
+            raise ConfigError(": ".join(access.no_right(connection)))
     return version
 
 
@@ -377,7 +377,10 @@ def _explain(error: psycopg.Error) -> str:
     if error.diag.message_hint:
         lines.append(f"  {error.diag.message_hint}")
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-        lines.append("  This server only reads (a standby?): PGHERALD_DATABASE_URL must name the primary")
+        lines.append(
+            "  It only reads: is this a standby, then name the primary in PGHERALD_DATABASE_URL; "
+            "or is default_transaction_read_only on, for this role or database?"
+        )
     return "\n".join(lines)
 
 

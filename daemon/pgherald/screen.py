@@ -6,6 +6,7 @@ Pure: text in, text out; the commands print it. Eighty columns are enough for al
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 WIDTH: Final = 80
 WIDTH_MAX: Final = 110
+
+#: What a terminal obeys, or puts into another order, but ends of lines and the colours of `Colour`.
+_OBEYED: Final = re.compile(r"(?!\x1b\[(?:[012]|3[123])m)[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 @unique
@@ -57,7 +61,7 @@ class Screen:
 
     def table(self, heads: Sequence[str], rows: Sequence[Sequence[object]], *, widest: int | None = None) -> str:
         """Columns under their heads: numbers to the right, the column `widest` cut so that a line fits."""
-        cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        cells = [["" if cell is None else visible(str(cell)).replace("\n", r"\u000a") for cell in row] for row in rows]
         widths = [max(len(head), *(columns(row[at]) for row in cells), 0) for at, head in enumerate(heads)]
         if widest is not None:
             rest = sum(widths) - widths[widest] + 2 * (len(heads) - 1)
@@ -72,6 +76,12 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
     return "  ".join(
         fit(cell, width, flush=flush) for cell, width, flush in zip(cells, widths, right, strict=True)
     ).rstrip()
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what a terminal would obey, which mean the same in JSON: time zones, ids and names are
+    an app's, or anybody's."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def columns(text: str) -> int:

@@ -33,16 +33,19 @@ KEEPALIVES: Final[Mapping[str, int]] = {
     "connect_timeout": 5,
 }
 
-#: The same for the server's end, or the locks of a machine that is gone would keep others waiting: by default a server
-#: asks after two hours.
-_SERVER_KEEPALIVES: Final = """
+#: The keepalives of the server's end, or the locks of a machine that is gone would keep others waiting: by default a
+#: server asks after two hours. And what the login or the database may have set otherwise: a serializable daemon makes
+#: transactions of a serializable app fail, and its own; without nulls in arrays, no outcome can be written.
+_OWN_SETTINGS: Final = """
 select pg_catalog.set_config(k.name, k.value, false)
 from (
   values
     ('tcp_keepalives_idle', '5'),
     ('tcp_keepalives_interval', '2'),
     ('tcp_keepalives_count', '2'),
-    ('tcp_user_timeout', '9000')
+    ('tcp_user_timeout', '9000'),
+    ('default_transaction_isolation', 'read committed'),
+    ('array_nulls', 'on')
 ) as k (name, value)
 """
 
@@ -141,7 +144,7 @@ class Locks:
             if not await _has_session(self._connection, self._conninfo):
                 self._pooled_until = time.monotonic() + POOLER_PATIENCE
                 raise NoSession("a pooler in between gives no session")
-            await be_missed(self._connection)
+            await set_up(self._connection)
         return self._connection
 
     def _is_behind_pooler(self) -> bool:
@@ -172,7 +175,7 @@ class ListenSession:
             with anyio.fail_after(_ANSWER_PATIENCE):
                 if not await _has_session(connection, conninfo):
                     raise NoSession("a pooler in between gives no session")
-                await be_missed(connection)
+                await set_up(connection)
                 await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
             yield cls(connection, channel)
         finally:
@@ -208,9 +211,9 @@ async def is_pooled(connection: psycopg.AsyncConnection[Any]) -> bool:
     return row is None or row[0] != connection.info.backend_pid
 
 
-async def be_missed(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Have the server notice, within seconds, when this end of the connection is gone."""
-    await connection.execute(_SERVER_KEEPALIVES)
+async def set_up(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Set what the daemon relies on, in a session of its own: a pooler would hand it on to others."""
+    await connection.execute(_OWN_SETTINGS)
 
 
 async def _has_session(connection: psycopg.AsyncConnection[Any], conninfo: str) -> bool:
@@ -232,5 +235,5 @@ async def _has_session(connection: psycopg.AsyncConnection[Any], conninfo: str) 
 async def _connect(conninfo: str, name: str) -> psycopg.AsyncConnection[Any]:
     """A connection of one's own, autocommit, whose death is noticed within seconds."""
     return await psycopg.AsyncConnection.connect(
-        make_conninfo(conninfo, application_name=name, **KEEPALIVES), autocommit=True
+        make_conninfo(conninfo, application_name=name, client_encoding="UTF8", **KEEPALIVES), autocommit=True
     )

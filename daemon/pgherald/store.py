@@ -35,7 +35,7 @@ from pgherald.model import (
     TokenKind,
     UserId,
 )
-from pgherald.sessions import KEEPALIVES, STORE_ERRORS, be_missed, is_pooled
+from pgherald.sessions import KEEPALIVES, STORE_ERRORS, is_pooled, set_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -202,10 +202,10 @@ class Store:
                 if await is_pooled(connection):
                     connection.prepare_threshold = None
                 else:
-                    await be_missed(connection)
+                    await set_up(connection)
 
         self._pool = AsyncConnectionPool(
-            make_conninfo(conninfo, application_name="pgherald", **KEEPALIVES),
+            make_conninfo(conninfo, application_name="pgherald", client_encoding="UTF8", **KEEPALIVES),
             min_size=1,
             max_size=size,
             open=False,

@@ -177,6 +177,12 @@ FAULTS: Final = (
         "trigger check_scenario on herald.scenario is disabled",
     ),
     Fault(
+        "24_disabled_trigger",
+        "set session_replication_role = replica",
+        "session_replication_role is replica: no trigger fires, so changes are not noted and prompts are not queued",
+        mend="set session_replication_role = origin",
+    ),
+    Fault(
         "25_missing_trigger",
         "drop trigger herald_touch_delete on app.activity",
         "table app.activity is watched, but has no trigger herald_touch_delete",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgherald.screen import Colour, Screen, ago, as_json, columns, count, cut, listed, moment, short, span
+from pgherald.screen import Colour, Screen, ago, as_json, columns, count, cut, listed, moment, short, span, visible
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -100,3 +100,22 @@ def test_a_cut_text_fits_and_shows_that_it_was_cut(text: str, width: int) -> Non
 
 def test_an_id_is_short_enough_to_type() -> None:
     assert short(UUID("abcdef01-0000-0000-0000-000000000000")) == "abcdef01"
+
+
+def test_a_text_of_somebody_else_gives_a_terminal_no_orders() -> None:
+    assert visible("\x1b]0;mine\x07 a\rb\x08\x9b2J \u202egnp.exe\u2028") == (
+        r"\u001b]0;mine\u0007 a\u000db\u0008\u009b2J \u202egnp.exe\u2028"
+    )
+    plain = "Bjørnø, \u05d0\u05d1, \U0001f469\u200d\U0001f4bb\nnext line"
+    assert visible(plain) == plain
+    painted = "".join(Screen(colour=True).paint(each.name, each) for each in Colour)
+    assert visible(painted) == painted
+
+
+@given(st.text())
+def test_json_means_the_same_after_it(text: str) -> None:
+    assert json.loads(visible(as_json({text: text}))) == {text: text}
+
+
+def test_a_cell_of_a_table_is_one_line() -> None:
+    assert Screen().table(("ABOUT",), [("one\ntwo\r",)]).splitlines() == ["ABOUT", r"one\u000atwo\u000d"]

@@ -119,9 +119,12 @@ def terminal() -> Screen:
 
 
 def say(text: str) -> None:
-    """Print at once. Raises BrokenPipeError where nobody reads it any more, HeraldError where it cannot be written."""
+    """Print at once, with escapes for what a terminal would obey.
+
+    Raises BrokenPipeError where nobody reads it any more, HeraldError where it cannot be written.
+    """
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{screen.visible(text)}\n")
         sys.stdout.flush()
     except BrokenPipeError:
         raise

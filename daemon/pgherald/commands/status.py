@@ -64,8 +64,9 @@ def _status(arguments: argparse.Namespace) -> int:
                 say(as_json(_status_document(outbox, scenarios, settings, arguments.hours)))
             else:
                 text = _status_text(outbox, scenarios, settings, arguments.hours, operations.database, terminal())
-                clear = "\x1b[H\x1b[2J" if arguments.watch and sys.stdout.isatty() else ""
-                say(f"{clear}{text}")
+                if arguments.watch and sys.stdout.isatty():
+                    sys.stdout.write("\x1b[H\x1b[2J")
+                say(text)
             if not arguments.watch:
                 return 0
             if not arguments.json and not sys.stdout.isatty():

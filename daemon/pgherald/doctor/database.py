@@ -330,7 +330,7 @@ def _login(connection: psycopg.Connection, server: _Server) -> Iterator[Finding]
     part = Part.SCHEMA
     able = access.may_claim(connection)
     if not able:
-        yield problem(part, "login_rights", *access.no_right(server.login))
+        yield problem(part, "login_rights", *access.no_right(connection))
     try:
         found = ask(connection, "select e.problem, e.remedy from herald.excess_rights() as e")
     except psycopg.Error:
