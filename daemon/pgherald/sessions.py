@@ -34,8 +34,8 @@ KEEPALIVES: Final[Mapping[str, int]] = {
 }
 
 #: The keepalives of the server's end, or the locks of a machine that is gone would keep others waiting: by default a
-#: server asks after two hours. And what the login or the database may have set otherwise: serializable, claims and records
-#: would fail now and then, to be tried again; without nulls in arrays, no outcome can be written.
+#: server asks after two hours. And what the login or the database may have set otherwise: serializable, claims and
+#: records would fail now and then, to be tried again; without nulls in arrays, no outcome can be written.
 _OWN_SETTINGS: Final = """
 select pg_catalog.set_config(k.name, k.value, false)
 from (
