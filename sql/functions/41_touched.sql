@@ -89,6 +89,26 @@ comment on function herald.run_by_chapter is
   'herald.run() for the people of each chapter by itself: one where it fails is left to the next scheduled run, and the error told; again: the people of those where a scheduled run has the scenario, for the next run for touched users.';
 revoke all on function herald.run_by_chapter from public;
 
+create or replace function herald.failed_just_now(p_scenario uuid, p_error_code text, p_now timestamptz)
+returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    (
+      select left(e.error, 5) = p_error_code and e.started_at > p_now - interval '1 minute'
+      from herald.evaluation_run as e
+      where e.scenario_id = p_scenario
+      order by e.started_at desc, e.run_id desc
+      limit 1
+    ),
+    false
+  );
+$$;
+comment on function herald.failed_just_now is
+  'Whether the last run of a scenario that was written down failed with this SQLSTATE, less than a minute before p_now.';
+revoke all on function herald.failed_just_now from public;
+
 -- The event-driven run: takes up to p_limit touched rows and evaluates just those people, looking back as far as a prompt may
 -- still be sent.
 -- The daemon claims in the same statement, so this must not raise: not where an evaluator fails, nor where a lock is not to be
@@ -167,8 +187,11 @@ begin
     error := coalesce(v_run.error, case when suppressed ? 'held' then herald.held_text(v_scenario, suppressed) end);
     duration := clock_timestamp() - v_began;
     if candidates > 0 or error is not null then
-      insert into herald.evaluation_run (scenario_id, source, started_at, evaluated, candidates, prompts, suppressed, error, duration)
-      values (scenario_id, 'touched', v_now, tstzrange(v_lower, v_now, '(]'), candidates, prompts, suppressed, error, duration);
+      -- What fails on and on in the same way is written down once a minute: in a busy app it does so ten times a second.
+      if candidates > 0 or not herald.failed_just_now(scenario_id, left(error, 5), v_now) then
+        insert into herald.evaluation_run (scenario_id, source, started_at, evaluated, candidates, prompts, suppressed, error, duration)
+        values (scenario_id, 'touched', v_now, tstzrange(v_lower, v_now, '(]'), candidates, prompts, suppressed, error, duration);
+      end if;
       return next;
     end if;
   end loop;

@@ -161,7 +161,7 @@ create table herald.evaluation_run (
   written_in xid8 not null default pg_current_xact_id()
 );
 comment on table herald.evaluation_run is
-  'One row per scenario and run: all scheduled ones, and those for touched users that found somebody or failed.';
+  'One row per scenario and run: all scheduled ones, and those for touched users that found somebody or failed (in the same way: once a minute).';
 comment on column herald.evaluation_run.suppressed is 'Candidates by gate. Those of quiet_hours have a prompt all the same, deferred.';
 comment on column herald.evaluation_run.written_in is
   'The transaction that wrote it. Runs are not committed in the order of run_id: who counts them tells by this which are new.';

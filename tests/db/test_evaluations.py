@@ -290,6 +290,30 @@ def test_a_touched_run_that_failed_is_made_up_for_by_the_scheduled_one(app: App)
     assert app.db.execute("select from herald.catch_up").fetchall() == []
 
 
+def test_a_touched_run_that_fails_on_and_on_is_written_down_once_a_minute(app: App) -> None:
+    at = now()
+    person = app.person()
+    app.scenario("milestone", {"counts": [1]}, evaluated_through=at - DAY)
+    app.activity(person, at)
+    app.db.execute("alter table herald.prompt add constraint broken check (false) not valid")
+
+    def failed_after(seconds: int) -> list[float]:
+        """Runs that fail so late after the first; which of them are written down by then."""
+        app.db.execute("insert into herald.touched_user (user_id) values (%s)", (person,))
+        assert only(app.evaluate_touched(at + seconds * SECOND)).error is not None, "the daemon is told of each"
+        rows = app.db.execute("select started_at from herald.evaluation_run where error is not null order by 1")
+        return [(started_at - at).total_seconds() for (started_at,) in rows]
+
+    assert failed_after(0) == [0]
+    assert failed_after(1) == [0]
+    assert failed_after(59) == [0]
+    assert failed_after(60) == [0, 60]
+    assert failed_after(61) == [0, 60]
+    app.db.execute("alter table herald.prompt drop constraint broken")
+    app.db.execute("alter table herald.prompt add check (1 / (length(activity_ref) - 1) = 0) not valid")
+    assert failed_after(62) == [0, 60, 62], "in another way"
+
+
 def test_an_unknown_scenario_is_an_error(app: App) -> None:
     with pytest.raises(psycopg.errors.NoDataFound, match="no scenario"):
         app.evaluate(now(), uuid4())

@@ -364,6 +364,11 @@ CREATE FUNCTION herald.failed(p_scenario uuid DEFAULT NULL::uuid, p_error_code t
     SET "TimeZone" TO 'UTC'
     AS $$...$$;
 
+CREATE FUNCTION herald.failed_just_now(p_scenario uuid, p_error_code text, p_now timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$...$$;
+
 CREATE FUNCTION herald.fall_behind(p_scenario herald.scenario, p_chapter uuid, p_from timestamp with time zone, p_held_at timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1597,6 +1602,8 @@ GRANT ALL ON FUNCTION herald.explain(p_user uuid, p_scenario_type text, p_now ti
 REVOKE ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) TO herald_daemon;
 GRANT ALL ON FUNCTION herald.failed(p_scenario uuid, p_error_code text, p_limit integer) TO herald_reader;
+
+REVOKE ALL ON FUNCTION herald.failed_just_now(p_scenario uuid, p_error_code text, p_now timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION herald.fall_behind(p_scenario herald.scenario, p_chapter uuid, p_from timestamp with time zone, p_held_at timestamp with time zone) FROM PUBLIC;
 
