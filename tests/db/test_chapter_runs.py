@@ -149,14 +149,13 @@ def _alone(db: psycopg.Connection) -> None:
     db.execute("update app.peer_mentor set status = 'left' where user_id in (%s, %s)", (B1, B2))
 
 
-ALL_AT_ONCE: Final = "everything at once"
 HAPPENINGS: Final[dict[str, tuple[Callable[[psycopg.Connection], object], ...]]] = {
     "nobody is due": (_alone,),
     "a storm": (_storm,),
     "rows that cannot be read": (_fail,),
     "a row that cannot be evaluated": (_fail_one,),
     "more than a run can take": (_far_too_many,),
-    ALL_AT_ONCE: (_storm, _fail, _fail_one, _far_too_many),
+    "everything at once": (_storm, _fail, _fail_one, _far_too_many),
 }
 
 
@@ -251,14 +250,12 @@ def differences(one: dict[str, list[str]], other: dict[str, list[str]]) -> list[
 #: What is told of a scenario of the whole organisation shows where nothing of the chapter's own comes first.
 @pytest.mark.parametrize("off", [(), (SCENARIO_A, FRAGILE_A, MANY_A)], ids=["both", "of the organisation only"])
 def test_whatever_a_run_meets_in_chapter_b_no_answer_to_chapter_a_changes(
-    server: Server, db: psycopg.Connection, off: tuple[UUID, ...]
+    db: psycopg.Connection, off: tuple[UUID, ...]
 ) -> None:
-    """One by one on the newest server, for each takes long; all at once on the other, too."""
     db.execute("delete from herald.prompt where scenario_id = any (%s)", (list(off),))
     db.execute("delete from herald.scenario where scenario_id = any (%s)", (list(off),))
     quiet = told(db)
-    stories = HAPPENINGS if server.name == "pg18" else {ALL_AT_ONCE: HAPPENINGS[ALL_AT_ONCE]}
-    for name, happens in stories.items():
+    for name, happens in HAPPENINGS.items():
         loud = told(db, *happens)
         assert differences(quiet, loud) == [], name
         assert "secret" not in repr(loud)

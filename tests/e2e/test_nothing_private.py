@@ -95,7 +95,7 @@ def test_all_of_it_happened(written: Written) -> None:
     assert b"STATUS=sending: " in written.daemon["what systemd heard"]
     assert {place.split()[0] for place in written.pages} == {"/metrics", "/readyz", "/healthz"}
     assert b"''" in written.rows["NOTIFY"], "it rang"
-    assert len(written.commands) > 60
+    assert len(written.commands) > 100
     assert all(written.commands.values())
     for traced in (b"herald.settle(", b"herald.claim(", b"herald.revoke_devices(", b"DETAIL:  ", b"arameters: $1 = "):
         assert traced in written.postgres, traced
