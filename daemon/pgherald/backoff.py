@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from random import Random
 
 RETRY_BASE: Final = 10.0
@@ -15,6 +16,9 @@ RETRY_BASE: Final = 10.0
 
 RETRY_CAP: Final = 3600.0
 """Seconds before any retry at the most: a prompt that lives for days is still tried every hour."""
+
+TELL_SECONDS: Final = 60.0
+"""At most so often does the log tell of one thing that goes wrong with each push or evaluation."""
 
 RECONNECT_BASE: Final = 0.1
 RECONNECT_CAP: Final = 10.0
@@ -48,3 +52,17 @@ def reconnect_delay(failures: int, rng: Random) -> float:
 def is_told(failures: int) -> bool:
     """Whether the log tells of a failure, by its number in a row (from 1): of the first, the fifth, each thirtieth."""
     return failures in (1, 5) or failures % 30 == 0
+
+
+class Told:
+    """When the log was told of what; so that it is not told of the same again within `TELL_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._at: dict[Hashable, float] = {}
+
+    def is_due(self, what: Hashable, now: float) -> bool:
+        """Whether to tell of this now, a moment of time.monotonic(); then it counts as told."""
+        due = now - self._at.get(what, float("-inf")) >= TELL_SECONDS
+        if due:
+            self._at[what] = now
+        return due

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 import anyio
 
-from pgherald.backoff import retry_delay
+from pgherald.backoff import Told, retry_delay
 from pgherald.fcm import CancelledUnsent
 from pgherald.frames import Entry
 from pgherald.log import log, token_tag
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pgherald.metrics import Metrics
-    from pgherald.model import Device, Prompt, PromptId, ScenarioId, UserId
+    from pgherald.model import Device, Prompt, PromptId, UserId
     from pgherald.outcome import Answer
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder, Records
@@ -53,9 +53,6 @@ LEASE_DEADLINES: Final = 4.0
 
 GATHER_SECONDS: Final = 0.02
 """How long a claim may wait for more slots, although some are free already: so that it is not for one prompt alone."""
-
-TELL_SECONDS: Final = 60.0
-"""At most so often does the log say that a scenario's pushes are refused for one reason: it may be all of them."""
 
 NO_DEVICE_TOKEN: Final = "no_device_token"
 
@@ -140,7 +137,7 @@ class PushNotificationDispatcher:
         self._under_way = 0
         self._wanted = 0  # free slots that somebody waits for; 0: nobody
         self._freed = anyio.Event()
-        self._told_at: dict[tuple[ScenarioId, Code], float] = {}  # when the log was last told of such a refusal
+        self._told = Told()  # of refusals, by scenario and code: it may be all of its pushes
         recorder.when_finished(self._tell_free)
 
     def expect(self, count: int) -> None:
@@ -263,9 +260,7 @@ class PushNotificationDispatcher:
 
     def _tell_refused(self, prompt: Prompt, code: Code) -> None:
         """Our message, project or endpoint is wrong, so only a person can mend that."""
-        now, what = time.monotonic(), (prompt.scenario_id, code)
-        if now - self._told_at.get(what, float("-inf")) >= TELL_SECONDS:
-            self._told_at[what] = now
+        if self._told.is_due((prompt.scenario_id, code), time.monotonic()):
             log.error(
                 "push_refused",
                 prompt_id=prompt.prompt_id,

@@ -23,7 +23,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from pgherald.backoff import is_told, reconnect_delay
+from pgherald.backoff import Told, is_told, reconnect_delay
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pgherald.health import Health
     from pgherald.listener import Doorbell
     from pgherald.metrics import Metrics
-    from pgherald.model import Prompt, ScenarioId
+    from pgherald.model import Prompt
     from pgherald.pacing import Pacing
     from pgherald.recorder import Recorder
     from pgherald.sessions import Locks
@@ -64,10 +64,6 @@ evaluation has a price however few people it is for: in an app that seldom makes
 FAILING_PAUSE_MAX: Final = 2.0
 """Seconds of the pause at most while a scenario fails and nothing is to be sent; it doubles with each evaluation.
 People whom a scheduled run has in hand stay touched, and every failure is written down."""
-
-TELL_SECONDS: Final = 60.0
-"""At most so often does the log say that a scenario fails: while others have people to push to, and where each change
-of an app wakes the worker, there is no pause that would keep its lines apart."""
 
 STAY_AWAKE_SECONDS: Final = 0.25
 """A worker that was woken by many writes falls asleep after so many seconds without work."""
@@ -129,7 +125,9 @@ class Worker:
         self._touched_max = TOUCHED_MAX  # rows that the next evaluation takes: as many as end in time
         self._idle_evaluations = 0  # in a row, since the last sleep, that led to no push
         self._failed_evaluations = 0  # of these, in a row, in which a scenario failed
-        self._told_at: dict[ScenarioId, float] = {}  # when the log was last told that it fails
+        # Scenarios that fail: where others have people to push to, or each change of an app wakes the worker, there is
+        # no pause that would keep the lines apart.
+        self._told = Told()
         self._waits: list[tuple[float, float]] = []  # under way: since when, and for how long
         self._unanswered = 0  # claims that the database has not answered yet
         self._answered_at = float("-inf")  # when it last answered one
@@ -298,8 +296,7 @@ class Worker:
             self._touched_max = max(self._touched_max // 10, 1)
             return Claimed((), ())
         for scenario_id in claimed.broken:
-            if time.monotonic() - self._told_at.get(scenario_id, float("-inf")) >= TELL_SECONDS:
-                self._told_at[scenario_id] = time.monotonic()
+            if self._told.is_due(scenario_id, time.monotonic()):
                 log.error("evaluation_failed", scenario_id=scenario_id, source="touched")
         if evaluates:
             ended = time.monotonic()

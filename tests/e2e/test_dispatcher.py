@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import pgherald
-from pgherald import dispatcher
+from pgherald import backoff, dispatcher
 from pgherald.config import LogLevel
 from pgherald.dispatcher import (
     Dependencies,
@@ -351,7 +351,7 @@ async def test_what_fcm_refuses_for_good_by_the_hundred_is_in_the_log_once_a_min
         bench.emulator.faults.set(f"code={fault}")
         for prompt in prompts:
             await bench.dispatcher.dispatch(prompt)
-    monkeypatch.setattr(dispatcher, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(backoff, "TELL_SECONDS", 0.0)
     await bench.dispatcher.dispatch(prompts[0])
     told = [json.loads(line)["error_code"] for line in capfd.readouterr().err.splitlines()]
     assert told == ["NOT_FOUND", "INVALID_ARGUMENT", "INVALID_ARGUMENT"]
