@@ -457,6 +457,7 @@ async def test_an_evaluator_that_never_ends_is_called_off_and_what_is_ready_goes
     monkeypatch.setattr("pgherald.store.CLAIM_PATIENCE", 0.2)
     with pytest.raises(CalledOff):
         await bench.store.claim("a test", 100, bench.config.lease, touched=100)
+    monkeypatch.undo()
     assert db.execute("select user_id from herald.touched_user").fetchall() == touched
     assert await bench.dispatcher.dispatch_prompts(await bench.claim()) == DispatchSummary(1, 0, 0)
 
