@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, quote_plus
 
@@ -81,6 +82,9 @@ ENCODINGS: Final[Mapping[str, Callable[[str], Iterable[str]]]] = {
 }
 
 
+CASELESS: Final = ("plain", "URL-encoded", "hex")
+
+
 def disguised(secret: str) -> set[str]:
     """The forms of a secret; all but base64 are searched without regard to case."""
     return {form for encode in ENCODINGS.values() for form in encode(secret)}
@@ -88,7 +92,7 @@ def disguised(secret: str) -> set[str]:
 
 def shown(places: Mapping[str, str | bytes], secrets: Mapping[str, str]) -> Iterator[str]:
     """Where which secret can be read, one line each: `device token in the log`."""
-    forms = {kind: _bytes_of(secret) for kind, secret in secrets.items()}
+    forms = {kind: _forms(secret) for kind, secret in secrets.items()}
     for place, content in places.items():
         text = content.encode() if isinstance(content, str) else content
         lower = text.lower()
@@ -97,10 +101,14 @@ def shown(places: Mapping[str, str | bytes], secrets: Mapping[str, str]) -> Iter
                 yield f"{kind} in {place}"
 
 
-def _bytes_of(secret: str) -> tuple[set[bytes], set[bytes]]:
+@cache
+def _forms(secret: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
     """The forms whose case matters, and those whose case does not, in lower case."""
-    caseless = {form.lower() for name in ("plain", "URL-encoded", "hex") for form in ENCODINGS[name](secret)}
-    return {form.encode() for form in disguised(secret)}, {form.encode() for form in caseless}
+    caseless = {form for name in CASELESS for form in ENCODINGS[name](secret)}
+    return (
+        frozenset(form.encode() for form in disguised(secret) - caseless),
+        frozenset(form.lower().encode() for form in caseless),
+    )
 
 
 def files_under(directory: Path) -> dict[str, bytes]:

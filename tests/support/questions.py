@@ -25,8 +25,7 @@ from tests.support.two_chapters import (
     SCENARIO_C,
     SCENARIO_OTHER_ALL,
     TOKEN_B1,
-    acting_as,
-    answer,
+    answer_as,
     insert,
 )
 
@@ -106,8 +105,5 @@ QUESTIONS: Final[list[tuple[UUID, str, tuple[object, ...]]]] = [
 
 
 def answers(db: psycopg.Connection, questions: Sequence[tuple[UUID, str, tuple[object, ...]]] = QUESTIONS) -> list[str]:
-    found = []
-    for person, query, values in questions:
-        with db.transaction(force_rollback=True), acting_as(db, "authenticated", person):
-            found.append(answer(db, query, values))
-    return found
+    with db.transaction(force_rollback=True):
+        return [answer_as(db, person, query, values) for person, query, values in questions]

@@ -209,7 +209,7 @@ async def test_a_context_put_in_force_holds_for_the_next_connection(
 def client_hello(length: int | None = None) -> bytes:
     """The first bytes of a handshake, or a part of them."""
     out = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
     return out.read()[:length]
