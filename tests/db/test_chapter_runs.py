@@ -253,6 +253,7 @@ def differences(one: dict[str, list[str]], other: dict[str, list[str]]) -> list[
 
 #: What is told of a scenario of the whole organisation shows where nothing of the chapter's own comes first.
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("off", [(), (SCENARIO_A, FRAGILE_A, MANY_A)], ids=["both", "of the organisation only"])
 def test_whatever_a_run_meets_in_chapter_b_no_answer_to_chapter_a_changes(
     db: psycopg.Connection, off: tuple[UUID, ...]
