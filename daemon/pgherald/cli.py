@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # closed by whoever started this: nobody wants the answer
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as this lives
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_args(operators.with_action(sys.argv[1:] if argv is None else argv))
         run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
     except HeraldError as error:

@@ -71,7 +71,10 @@ begin
     where d.decision in ('send', 'quiet_hours', 'no_device_token', 'expired') and p_scenario.mode <> 'shadow'
   ), withdrawn as (
     update herald.prompt as p
-    set status = 'skipped', gate = 'no_longer_due', settled_at = p_now
+    set status = 'skipped', settled_at = p_now,
+      gate = coalesce((
+        select d.decision from decided as d where d.user_id = p.user_id and d.activity_ref = p.activity_ref limit 1
+      ), 'no_longer_due')
     where p_users is not null
       and p.prompt_id = any (array(
         select o.prompt_id from herald.open_prompt as o where o.user_id = any (p_users) and o.scenario_id = p_scenario.scenario_id

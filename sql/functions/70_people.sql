@@ -73,8 +73,8 @@ begin
   delete from herald.device_token as d
   where d.token = p_replaces and d.user_id = v_user and d.token <> p_token;
   insert into herald.device_token as d (user_id, token, platform, kind, registered_at, last_seen_at)
-  -- A Firebase installation id has 22 URL-safe characters; registration tokens are far longer.
-  values (v_user, p_token, p_platform, case when p_token ~ '^[A-Za-z0-9_-]{22}$' then 'fid' else 'token' end,
+  -- A Firebase installation id has 22 URL-safe characters, the first of them c, d, e or f; registration tokens are far longer.
+  values (v_user, p_token, p_platform, case when p_token ~ '^[cdef][A-Za-z0-9_-]{21}$' then 'fid' else 'token' end,
     clock_timestamp(), clock_timestamp())
   on conflict (token) do update
   set user_id = excluded.user_id, platform = excluded.platform, kind = excluded.kind, last_seen_at = excluded.last_seen_at,

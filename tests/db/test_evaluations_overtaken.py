@@ -44,6 +44,22 @@ def test_a_prompt_that_waits_is_withdrawn_when_its_reason_is_gone(app: App) -> N
     assert history == [("skipped", "no_longer_due")] * 3
 
 
+def test_a_prompt_that_is_withdrawn_names_the_gate_that_its_person_met(app: App) -> None:
+    at = now()
+    gone, opted_out = app.people(2)
+    app.scenario("milestone", {"counts": [1]}, evaluated_through=at - DAY)
+    for person in (gone, opted_out):
+        app.activity(person, at - MINUTE)
+    app.evaluate(at)
+    app.db.execute("insert into herald.opt_out (user_id) values (%s)", (opted_out,))
+    app.db.execute("update app.peer_mentor set status = case when user_id = %s then 'left' else status end", (gone,))
+    app.evaluate_touched(at + SECOND)
+    expected = {(gone, "skipped", "inactive_recipient"), (opted_out, "skipped", "opted_out")}
+    assert {(p.user_id, p.status, p.gate) for p in app.prompts()} == expected
+    history = "select peer_mentor_id, delivery_status, error_code from herald.scenario_prompt_history"
+    assert set(app.db.execute(history).fetchall()) == expected
+
+
 def test_a_prompt_whose_reason_still_holds_is_not_withdrawn(app: App) -> None:
     at = now()
     person = app.person()

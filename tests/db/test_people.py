@@ -208,10 +208,11 @@ def test_a_revoked_token_that_registers_again_is_live_again(database: Database, 
 def test_installation_ids_are_told_from_registration_tokens(database: Database, db: psycopg.Connection) -> None:
     phone = database.connect_as_person(A2)
     fid = "cXyZ0123456789abcDEF-_"
-    for token in (fid, fid + ":APA91b" + "x" * 140, fid[:-1]):
+    other = "my-phone-in-the-pocket"
+    for token in (fid, fid + ":APA91b" + "x" * 140, fid[:-1], other):
         register(phone, token)
     kinds = {token: kind for token, (_, kind) in devices(db, A2).items() if not token.startswith("token-of")}
-    assert kinds == {fid: "fid", fid + ":APA91b" + "x" * 140: "token", fid[:-1]: "token"}
+    assert kinds == {fid: "fid", fid + ":APA91b" + "x" * 140: "token", fid[:-1]: "token", other: "token"}
 
 
 def test_a_person_keeps_twenty_devices_the_last_seen(database: Database, db: psycopg.Connection) -> None:

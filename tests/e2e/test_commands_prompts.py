@@ -182,10 +182,19 @@ def test_resuming_a_held_scenario_says_that_its_next_run_decides(pgherald: Comma
     assert pgherald("evaluate", "--json").json["runs"][0]["prompts"] == 2
 
 
+@pytest.mark.parametrize("command", ["failed", "unknown", "tokens"])
+def test_without_an_action_it_lists(pgherald: Command, organisation: Organisation, command: str) -> None:
+    end_as(organisation, "failed", "UNAVAILABLE")
+    end_as(organisation, "unknown", "TIMEOUT")
+    listed = pgherald(command, "--json")
+    assert len(listed.json) >= 1
+    assert listed == pgherald(command, "list", "--json")
+    assert (pgherald(command).code, pgherald(command).err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["failed"], "ACTION"),
         (["failed", "retry"], "--all"),
         (["failed", "retry", "--all", "00000000-0000-0000-0000-000000000001"], "either the ids of prompts, or --all"),
         (["failed", "retry", "one"], "is not a uuid"),

@@ -95,7 +95,11 @@ def _line(told: Told, to: Screen, *, really: bool) -> str:
 
 def _add_tokens(commands: Commands) -> None:
     text = "The devices that pushes go to. Tokens themselves are never shown."
-    parser = commands.add_parser("tokens", help="devices: list (counts), verify, prune", description=text)
+    parser = commands.add_parser(
+        "tokens",
+        help="devices: list (counts), verify, prune",
+        description=f"{text} Without an action, they are counted.",
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     command(actions, "list", _tokens_list, "count them by platform", text)
     verify = command(

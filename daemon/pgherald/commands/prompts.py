@@ -42,7 +42,11 @@ def _add_failed(commands: Commands) -> None:
         "Prompts that were not sent, for certain, and are not tried again by themselves: FCM refused them, or it was "
         "too late for another try. A later evaluation may arm one again as long as its condition holds."
     )
-    parser = commands.add_parser("failed", help="prompts that failed: list, retry, discard", description=text)
+    parser = commands.add_parser(
+        "failed",
+        help="prompts that failed: list, retry, discard",
+        description=f"{text} Without an action, they are listed.",
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     lists = command(actions, "list", _failed_list, "list them, the latest first", text)
     _add_filter(lists, code=True)
@@ -73,7 +77,11 @@ def _add_unknown(commands: Commands) -> None:
         "not sent again by themselves. A daemon that comes back with its spool settles its own; what stays is for a "
         "person to judge (did the device show it? does FCM's delivery report count it?)."
     )
-    parser = commands.add_parser("unknown", help="prompts whose fate is not known: list, resolve", description=text)
+    parser = commands.add_parser(
+        "unknown",
+        help="prompts whose fate is not known: list, resolve",
+        description=f"{text} Without an action, they are listed.",
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     lists = command(actions, "list", _unknown_list, "list them, the latest first", text)
     _add_filter(lists, code=False)
