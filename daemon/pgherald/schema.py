@@ -2,8 +2,8 @@
 
 `sql/` is laid out so that a DBA can read it: roles.sql, then numbered migrations (whatever holds data, applied once),
 then functions and scenarios (`create or replace`, applied whole every time), then pg_cron's jobs. `migrate` does all of
-it in one transaction under an advisory lock. Called by the commands `migrate` and `doctor`, by `run` for the version
-check, and by tests; nothing here runs while prompts are sent.
+it in one transaction under an advisory lock. Called by the commands `migrate`, `demo` and `doctor`, by `run` for the
+version check, and by tests; nothing here runs while prompts are sent.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The map of the program: how a daemon is put together, started, kept and stopped.
 
 Start: settings, credentials, the schema's version, the spool (one daemon each, replayed), LISTEN, drain, and only
-then READY. An outer task group holds listener, exporter, scheduler, watchdog and OAuth; an inner one the work. Stop:
-claim nothing more, let what is under way come to its end within a deadline, settle, close; the listener and the
-exporter go last. SIGHUP reads the settings and the credentials again: what can change at once does, and what cannot is
-told.
+then READY. An outer task group holds listener, exporter, watchdog, OAuth and recorder; an inner one the work and the
+schedule. Stop: claim nothing more, let what is under way come to its end within a deadline, settle, close; the listener
+and the exporter go last. SIGHUP reads the settings and the credentials again: what can change at once does, and what
+cannot is told.
 
 The watchdog is fed from the event loop, and only while the worker moves: a database that is away is no reason to be
 killed, a loop that hangs is.
