@@ -86,7 +86,7 @@ GC_THRESHOLD: Final = 20_000
 """New containers between two looks for garbage: Python's own 700 are some twenty pushes."""
 
 EXTENSION: Final = 30.0
-"""Seconds by which a start that goes on (a long spool, a long queue) puts off its time-out, again and again."""
+"""Seconds by which a start that goes on (no database, a long spool or queue) puts off its time-out, again and again."""
 
 RELOADABLE: Final = frozenset(
     setting.name
@@ -300,7 +300,7 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
             if is_told(failures):
                 log.warning("waiting_for_database", failures=failures, reason=error.reason)
             notifier.status(f"waiting for the database: {error}")
-            notifier.extend_timeout(3 * CONNECT_PATIENCE)
+            notifier.extend_timeout(EXTENSION)
             await anyio.sleep(CONNECT_AGAIN)
     if version > schema.shipped_version():
         log.warning("schema_newer", version=str(version))
@@ -402,7 +402,7 @@ async def _reload(parts: _Parts, environment: Callable[[], dict[str, str]]) -> N
     configure(new.log_level)
     parts.pacing.set_max_rate(time.monotonic(), new.max_rate)
     parts.worker.set_poll_interval(new.poll_interval)
-    waiting = {PREFIX + name.upper() for name in changed} - set(RELOADABLE)
+    waiting = {PREFIX + name.upper() for name in changed} - RELOADABLE
     if project == parts.project:
         try:
             await parts.oauth.adopt(credentials)
