@@ -47,7 +47,6 @@ GATES: Final = (
     "daily_cap",
     "canary",
     "shadow",
-    "off",
     "held",
 )
 CODES: Final = tuple(str(code) for code in Code)
