@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from pgherald.emulator.messages import Target
     from pgherald.emulator.oauth import TokenEndpoint
 
+MAX_BODY: Final = 1 << 20
+"""Bytes of a request's body at most."""
+
 _SEND_BEGIN: Final = "/v1/projects/"
 _SEND_END: Final = "/messages:send"
 _DRIP_SECONDS: Final = 1.0
