@@ -98,9 +98,7 @@ def _is_torn(rest: bytes) -> bool:
     Either its bytes stop before the frame does, or the file had grown already and the missing bytes are zeros.
     """
     there = rest.rstrip(b"\0")
-    if len(there) < _HEAD_BYTES:
-        if _head_is_intact(rest):
-            return True  # the header's checksum ends in zero bytes
+    if len(there) < _HEAD_BYTES:  # or the checksum ends in zero bytes
         return _MAGIC.startswith(there[: len(_MAGIC)])
     if not _head_is_intact(rest):
         return False
