@@ -32,7 +32,7 @@ PREFIX: Final = "PGHERALD_"
 
 @unique
 class Scheduler(StrEnum):
-    """Who calls `herald.evaluate()` on a schedule. The event-driven path works in each mode."""
+    """Who calls `herald.evaluate()` on a schedule. Runs for touched users are made in each mode."""
 
     AUTO = "auto"
     INTERNAL = "internal"
