@@ -56,7 +56,7 @@ def document(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def report(findings: Sequence[Finding], to: Screen, *, verbose: bool = False) -> str:
+def report(findings: Sequence[Finding], to: Screen, *, verbose: bool) -> str:
     """The findings for a person; without `verbose`, the checks of the schema that found nothing are one line."""
     lines = []
     for part in Part:
