@@ -18,7 +18,7 @@ RETRY_CAP: Final = 3600.0
 """Seconds before any retry at the most: a prompt that lives for days is still tried every hour."""
 
 TELL_SECONDS: Final = 60.0
-"""At most so often does the log tell of one thing that goes wrong with each push or evaluation."""
+"""At most so often does the log tell of one thing that goes wrong with each push, evaluation or client."""
 
 RECONNECT_BASE: Final = 0.1
 RECONNECT_CAP: Final = 10.0

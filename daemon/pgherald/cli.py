@@ -1,7 +1,7 @@
 """The commands: what a person types, what it prints, and the exit code it ends with.
 
 0 good, 1 found a problem, 2 wrong usage, 78 configuration that cannot work. A mistake of the user ends in one message
-on stderr, never in a traceback. The work is done elsewhere; each command's module is imported only when it is called.
+on stderr, never in a traceback. The work is done elsewhere; what does it is imported only when it is called for.
 """
 
 from __future__ import annotations

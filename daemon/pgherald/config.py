@@ -3,7 +3,7 @@
 `SETTINGS` is the source of README's table and of `pgherald --help`. `load_settings` reads an environment once and
 reports everything that is wrong with it together. No file but that of the settings is opened and no connection made
 here: whether the credentials, the database or the state directory are usable is found out by whoever uses them. Called
-by the commands.
+by the commands, and by the service when it reloads.
 
 No message of this module repeats a value, because any of them may be a password pasted into the wrong line.
 """
@@ -32,7 +32,7 @@ PREFIX: Final = "PGHERALD_"
 
 @unique
 class Scheduler(StrEnum):
-    """Who calls `herald.evaluate()` on a schedule. The event-driven path works in each mode."""
+    """Who calls `herald.evaluate()` on a schedule. Runs for touched users are made in each mode."""
 
     AUTO = "auto"
     INTERNAL = "internal"

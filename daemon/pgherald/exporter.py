@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -26,6 +27,7 @@ import h11
 import orjson
 from anyio.abc import SocketAttribute
 
+from pgherald.backoff import Told
 from pgherald.config import METRICS_LISTEN
 from pgherald.errors import ConfigError
 from pgherald.health import Status
@@ -45,7 +47,6 @@ ANSWER_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 90.0  # between two requests of one connection: longer than Prometheus' usual scrape interval
 MOST_CONNECTIONS: Final = 64
 MOST_HEADER_BYTES: Final = 8192
-TELL_SECONDS: Final = 60.0  # at most so often is it logged what came of a client
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class _Server:
         self._metrics = metrics
         self._health = health
         self._guard = guard
-        self._told_at = float("-inf")
+        self._told = Told()  # of what came of a client
         # Those that ask come first, longest waiting first.
         self._connections: dict[_Connection, None] = {}
 
@@ -186,11 +187,7 @@ class _Server:
 
     def _may_tell(self) -> bool:
         """Whether what came of a client may be logged, after which it may not for a while."""
-        now = anyio.current_time()
-        if now - self._told_at < TELL_SECONDS:
-            return False
-        self._told_at = now
-        return True
+        return self._told.is_due("client", time.monotonic())
 
     async def _refuse(self, stream: anyio.abc.SocketStream, error: ssl.SSLError) -> None:
         """A client that speaks no TLS, brings no certificate that is good here, or does not take ours."""

@@ -83,11 +83,9 @@ def _entry(payload: bytes) -> Entry | None:
 def _payload_at(data: bytes, at: int) -> tuple[int, int] | None:
     """Where the payload of an intact frame at this place begins and ends, or None if there is no such frame."""
     start = at + _HEAD_BYTES
-    if not data.startswith(_MAGIC, at) or start > len(data):
+    if not _head_is_intact(data[at:start]):
         return None
     _, length, checksum = _HEAD.unpack_from(data, at)
-    if zlib.crc32(data[at : at + _HEAD.size]) != int.from_bytes(data[at + _HEAD.size : start], "little"):
-        return None
     end = start + length
     if length > _MOST_PAYLOAD or end > len(data) or zlib.crc32(data[start:end]) != checksum:
         return None
@@ -100,9 +98,7 @@ def _is_torn(rest: bytes) -> bool:
     Either its bytes stop before the frame does, or the file had grown already and the missing bytes are zeros.
     """
     there = rest.rstrip(b"\0")
-    if len(there) < _HEAD_BYTES:
-        if len(rest) >= _HEAD_BYTES and _head_is_intact(rest):
-            return True  # the header's checksum ends in zero bytes
+    if len(there) < _HEAD_BYTES:  # or the checksum ends in zero bytes
         return _MAGIC.startswith(there[: len(_MAGIC)])
     if not _head_is_intact(rest):
         return False
@@ -113,7 +109,7 @@ def _is_torn(rest: bytes) -> bool:
 
 def _head_is_intact(data: bytes) -> bool:
     head, checksum = data[: _HEAD.size], data[_HEAD.size : _HEAD_BYTES]
-    return data.startswith(_MAGIC) and zlib.crc32(head) == int.from_bytes(checksum, "little")
+    return len(checksum) == 4 and head.startswith(_MAGIC) and zlib.crc32(head) == int.from_bytes(checksum, "little")
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,9 +198,8 @@ class AnswerReader:
             raise NotAnAnswer
         head = _head(bytes(self._buffer[:end]))
         del self._buffer[: end + 4]
-        if head.status < 200:
-            return True
-        self._head = head
+        if head.status >= 200:
+            self._head = head
         return True
 
     def _read_chunks(self, head: _Head) -> Response | None:

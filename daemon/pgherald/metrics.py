@@ -47,7 +47,6 @@ GATES: Final = (
     "daily_cap",
     "canary",
     "shadow",
-    "off",
     "held",
 )
 CODES: Final = tuple(str(code) for code in Code)
@@ -94,7 +93,8 @@ METRICS: Final = (
     Metric(
         "pgherald_suppressed_total",
         Kind.COUNTER,
-        "Candidates of scheduled and event-driven runs, whoever made them, that a gate stopped or deferred.",
+        "Candidates of scheduled runs and of those for touched users, whoever made them, that a gate stopped or "
+        "deferred.",
         {"scenario_type": SCENARIO_TYPES, "gate": GATES},
     ),
     Metric(

@@ -385,12 +385,13 @@ def load_credentials(path: Path | None, project: str | None) -> tuple[Credential
     most. Raises ConfigError, which names the file and the remedy and nothing of the content.
     """
     credentials, own_project = _default_credentials() if path is None else _service_account(path)
-    if not (project or own_project):
+    project = project or own_project
+    if not project:
         raise ConfigError(
             "No Firebase project: the credentials name none. Set PGHERALD_FCM_PROJECT to the project's id, which the "
             "Firebase console shows under Project settings."
         )
-    return credentials, project or own_project or ""
+    return credentials, project
 
 
 def _service_account(path: Path) -> tuple[Credentials, str | None]:

@@ -228,6 +228,8 @@ _REFUSALS: Final = (
     psycopg.errors.IntervalFieldOverflow,
 )
 
+_NOW: Final = sql.SQL("pg_catalog.now()")
+
 
 class Operations:
     """What a command can ask of the database. Made by `open`."""
@@ -269,32 +271,30 @@ class Operations:
     def evaluate(self, now: datetime | None, scenario: UUID | None, *, dry_run: bool) -> list[Run]:
         """Run the evaluation; with `dry_run` all that it wrote is rolled back."""
         with self._telling(), self._connection.transaction(force_rollback=dry_run):
-            return self._rows(Run, "evaluate", sql.SQL("pg_catalog.now()") if now is None else now, scenario)
+            return self._rows(Run, "evaluate", now or _NOW, scenario)
 
     def is_interval(self, text: str) -> bool:
         """Whether Postgres takes this for a length of time."""
-        try:
-            self._connection.execute("select %s::pg_catalog.interval is null", (text,))
-        except psycopg.DataError:
-            return False
-        except psycopg.Error as error:
-            raise explained(error, self._connection) from None
+        with self._telling():
+            try:
+                self._connection.execute("select %s::pg_catalog.interval is null", (text,))
+            except psycopg.DataError:
+                return False
         return True
 
     def preview(self, what: UUID | Mapping[str, Any], now: datetime | None, window: str) -> list[Previewed]:
         """Of a scenario, or of a definition that was not saved."""
         subject = what if isinstance(what, UUID) else Jsonb(what)
-        return self._rows(Previewed, "preview", subject, sql.SQL("pg_catalog.now()") if now is None else now, window)
+        return self._rows(Previewed, "preview", subject, now or _NOW, window)
 
-    def backtest(self, what: UUID | Mapping[str, Any], begin: datetime, end: datetime | None) -> list[Backtested]:
+    def backtest(self, what: UUID | Mapping[str, Any], begin: datetime, end: datetime) -> list[Backtested]:
         """Of a scenario, or of a definition that was not saved."""
-        until = sql.SQL("pg_catalog.now()") if end is None else end
         if isinstance(what, UUID):
-            return self._rows(Backtested, "backtest", what, begin, until)
-        return self._rows(Backtested, "backtest_definition", Jsonb(what), begin, until)
+            return self._rows(Backtested, "backtest", what, begin, end)
+        return self._rows(Backtested, "backtest_definition", Jsonb(what), begin, end)
 
     def why(self, user_id: UUID, scenario_type: str, now: datetime | None) -> list[Check]:
-        return self._rows(Check, "explain", user_id, scenario_type, sql.SQL("pg_catalog.now()") if now is None else now)
+        return self._rows(Check, "explain", user_id, scenario_type, now or _NOW)
 
     def pause(self, scenario: UUID | None) -> Paused:
         return self._row(Paused, "pause", scenario)

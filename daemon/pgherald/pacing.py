@@ -1,8 +1,9 @@
-"""How fast the daemon may send, and when it had better not: one token bucket, one pause, and six breakers.
+"""How fast the daemon may send, and when it had better not: one token bucket, and six breakers.
 
-Pure: `now` is a moment of `time.monotonic()` that the caller passes in, and never goes back. The dispatcher asks
+Pure: `now` is a moment of `time.monotonic()` that the caller passes in, and never goes back. The worker asks
 `allowance` before it claims, so what may not be sent now stays `ready` in the database, where any daemon can take it;
-and it reports every answer through `on_answer`. Each daemon has its own: with several, `PGHERALD_MAX_RATE` is for each.
+the dispatcher reports every answer through `on_answer`. Each daemon has its own: with several, `PGHERALD_MAX_RATE` is
+for each.
 
 The ramp: from idle, sending starts at a tenth of the maximum rate (or 1,000 a second, if that is more) and may grow to
 all of it within 60 seconds of full use, as FCM asks of those who send thousands a second. The level falls back the same
@@ -133,7 +134,7 @@ class _Circuit:
 class Pacing:
     """What one daemon may send at any moment; `max_rate` in messages a second.
 
-    `ramp_seconds` of 0 means no ramp, for an endpoint that is not Google's.
+    `ramp_seconds` of 0 means no ramp, for an endpoint on this machine.
     """
 
     def __init__(self, max_rate: float, *, ramp_seconds: float = RAMP_SECONDS) -> None:

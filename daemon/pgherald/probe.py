@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import sys
 import urllib.request
 from typing import TYPE_CHECKING, Final
 
@@ -43,4 +42,3 @@ def probe(environ: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     probe(os.environ)
-    sys.exit(0)

@@ -2,8 +2,8 @@
 
 `sql/` is laid out so that a DBA can read it: roles.sql, then numbered migrations (whatever holds data, applied once),
 then functions and scenarios (`create or replace`, applied whole every time), then pg_cron's jobs. `migrate` does all of
-it in one transaction under an advisory lock. Called by the commands `migrate` and `doctor`, by `run` for the version
-check, and by tests; nothing here runs while prompts are sent.
+it in one transaction under an advisory lock. Called by the commands `migrate`, `demo` and `doctor`, by `run` for the
+version check, and by tests; nothing here runs while prompts are sent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import random
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, LiteralString
 
@@ -71,11 +71,15 @@ class Report:
     cron: bool
     reference: bool
     dry_run: bool
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...]
 
 
 def _sql() -> Traversable:
     return resources.files("pgherald") / "sql"
+
+
+def _text(path: str) -> str:
+    return (_sql() / path).read_text(encoding="utf-8")
 
 
 def _files(folder: str) -> Iterator[tuple[str, str]]:
@@ -120,7 +124,7 @@ def dump_sql(*, with_reference: bool = False) -> str:
         "set client_encoding = 'UTF8';\nbegin isolation level read committed;",
         f"select pg_catalog.pg_advisory_xact_lock({LOCK[0]}, {LOCK[1]});",
         _SESSION,
-        (_sql() / "roles.sql").read_text(encoding="utf-8"),
+        _text("roles.sql"),
         "set local role herald_owner;",
     ]
     parts.extend(f"-- migration {m.version:04} {m.name}\n{m.text}" for m in migrations())
@@ -129,9 +133,9 @@ def dump_sql(*, with_reference: bool = False) -> str:
     parts.append(f"{_REMEMBER_SHIPPED};")
     parts.append("reset role;")
     if with_reference:
-        parts.append((_sql() / "reference/app.sql").read_text(encoding="utf-8"))
+        parts.append(_text("reference/app.sql"))
     parts.append("commit;")
-    parts.append("-- where the extension pg_cron is installed, run sql/cron.sql too:\n" + _commented(_cron_sql()))
+    parts.append("-- where the extension pg_cron is installed, run sql/cron.sql too:\n" + _commented(_text("cron.sql")))
     return "\n\n".join(parts) + "\n"
 
 
@@ -228,7 +232,7 @@ def _migrate(connection: psycopg.Connection, *, with_reference: bool, dry_run: b
     connection.execute(_SESSION)
     known = migrations()
     warnings: list[str] = []
-    _run(connection, "roles.sql", (_sql() / "roles.sql").read_text(encoding="utf-8"))
+    _run(connection, "roles.sql", _text("roles.sql"))
     connection.execute("set local role herald_owner")
     applied: dict[int, str] = {}
     if connection.execute("select to_regclass('herald.migration')").fetchone() != (None,):
@@ -245,7 +249,7 @@ def _migrate(connection: psycopg.Connection, *, with_reference: bool, dry_run: b
     warnings.extend(_foreign_functions(connection))
     connection.execute("reset role")
     if with_reference:
-        _run(connection, "reference/app.sql", (_sql() / "reference/app.sql").read_text(encoding="utf-8"))
+        _run(connection, "reference/app.sql", _text("reference/app.sql"))
     cron = _schedule(connection, warnings)
     if dry_run:
         connection.rollback()
@@ -347,7 +351,7 @@ def _schedule(connection: psycopg.Connection, warnings: list[str]) -> bool:
         return False
     try:
         with connection.transaction():
-            _run(connection, "cron.sql", _cron_sql())
+            _run(connection, "cron.sql", _text("cron.sql"))
     except psycopg.errors.InsufficientPrivilege:
         warnings.append(
             "pg_cron is installed, but this role may not schedule jobs: "
@@ -355,10 +359,6 @@ def _schedule(connection: psycopg.Connection, warnings: list[str]) -> bool:
         )
         return False
     return True
-
-
-def _cron_sql() -> str:
-    return (_sql() / "cron.sql").read_text(encoding="utf-8")
 
 
 def _run(connection: psycopg.Connection, path: str, text: str) -> None:

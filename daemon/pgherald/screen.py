@@ -92,7 +92,7 @@ def columns(text: str) -> int:
     )
 
 
-def fit(text: str, width: int, *, flush: bool = False) -> str:
+def fit(text: str, width: int, *, flush: bool) -> str:
     """The text in so many columns: cut, or filled up with spaces (before it, if it is to be flush right)."""
     text = cut(text, width)
     spaces = " " * (width - columns(text))

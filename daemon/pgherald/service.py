@@ -1,10 +1,10 @@
 """The map of the program: how a daemon is put together, started, kept and stopped.
 
 Start: settings, credentials, the schema's version, the spool (one daemon each, replayed), LISTEN, drain, and only
-then READY. An outer task group holds listener, exporter, scheduler, watchdog and OAuth; an inner one the work. Stop:
-claim nothing more, let what is under way come to its end within a deadline, settle, close; the listener and the
-exporter go last. SIGHUP reads the settings and the credentials again: what can change at once does, and what cannot is
-told.
+then READY. An outer task group holds listener, exporter, watchdog, OAuth and recorder; an inner one the work and the
+schedule. Stop: claim nothing more, let what is under way come to its end within a deadline, settle, close; the listener
+and the exporter go last. SIGHUP reads the settings and the credentials again: what can change at once does, and what
+cannot is told.
 
 The watchdog is fed from the event loop, and only while the worker moves: a database that is away is no reason to be
 killed, a loop that hangs is.
@@ -20,7 +20,7 @@ import signal
 import socket
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +39,7 @@ from pgherald.config import (
     METRICS_TLS_KEY,
     POLL_INTERVAL,
     PREFIX,
+    SETTINGS,
     load_settings,
     read_settings_file,
 )
@@ -86,14 +87,11 @@ GC_THRESHOLD: Final = 20_000
 """New containers between two looks for garbage: Python's own 700 are some twenty pushes."""
 
 EXTENSION: Final = 30.0
-"""Seconds by which a start that goes on (a long spool, a long queue) puts off its time-out, again and again."""
+"""Seconds by which a start that goes on (no database, a long spool or queue) puts off its time-out, again and again."""
 
-RELOADABLE: Final = frozenset(
-    setting.name
-    for setting in (
-        *(FCM_CREDENTIALS, MAX_RATE, POLL_INTERVAL, LOG_LEVEL),
-        *(METRICS_TLS_CERTIFICATE, METRICS_TLS_KEY, METRICS_TLS_CLIENT_CA),
-    )
+RELOADABLE: Final = (
+    *(FCM_CREDENTIALS, MAX_RATE, POLL_INTERVAL, LOG_LEVEL),
+    *(METRICS_TLS_CERTIFICATE, METRICS_TLS_KEY, METRICS_TLS_CLIENT_CA),
 )
 """What SIGHUP changes, and reads again where it is a file; every other setting needs a restart."""
 
@@ -300,7 +298,7 @@ async def _check_schema(conninfo: str, notifier: Notifier, *, managed: bool) -> 
             if is_told(failures):
                 log.warning("waiting_for_database", failures=failures, reason=error.reason)
             notifier.status(f"waiting for the database: {error}")
-            notifier.extend_timeout(3 * CONNECT_PATIENCE)
+            notifier.extend_timeout(EXTENSION)
             await anyio.sleep(CONNECT_AGAIN)
     if version > schema.shipped_version():
         log.warning("schema_newer", version=str(version))
@@ -395,14 +393,14 @@ async def _reload(parts: _Parts, environment: Callable[[], dict[str, str]]) -> N
         error.reason = "metrics_tls"
         raise
     old = parts.settings
-    changed = [each.name for each in fields(new) if getattr(new, each.name) != getattr(old, each.name)]
-    at_once = {name: getattr(new, name) for name in changed if PREFIX + name.upper() in RELOADABLE}
-    parts.settings = replace(old, **at_once)
+    changed = [each for each in SETTINGS if getattr(new, each.field) != getattr(old, each.field)]
+    at_once = [each for each in changed if each in RELOADABLE]
+    parts.settings = replace(old, **{each.field: getattr(new, each.field) for each in at_once})
     _lend_to_libraries(environ)
     configure(new.log_level)
     parts.pacing.set_max_rate(time.monotonic(), new.max_rate)
     parts.worker.set_poll_interval(new.poll_interval)
-    waiting = {PREFIX + name.upper() for name in changed} - set(RELOADABLE)
+    waiting = {each.name for each in changed if each not in RELOADABLE}
     if project == parts.project:
         try:
             await parts.oauth.adopt(credentials)
@@ -410,8 +408,8 @@ async def _reload(parts: _Parts, environment: Callable[[], dict[str, str]]) -> N
             log.error("oauth_refresh_failed", reason=error.reason)
     else:
         waiting.add(FCM_PROJECT.name)
-    for name in sorted(at_once):
-        log.info("setting_changed", setting=PREFIX + name.upper())
+    for name in sorted(each.name for each in at_once):
+        log.info("setting_changed", setting=name)
     for name in sorted(waiting):
         log.warning("setting_needs_restart", setting=name)
     log.info("reloaded", count=len(at_once))

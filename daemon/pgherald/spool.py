@@ -1,4 +1,4 @@
-"""Remembers, on a local disk, which pushes FCM accepted, until the database has their record. Used by the dispatcher.
+"""Remembers, on a local disk, which pushes FCM accepted, until the database has their record. Used by the recorder.
 
 An entry is ids, a message name and a time: no token, no text. `append` returns once the entries would survive a power
 cut; appends that come in while the disk is busy share the next write and the next fdatasync. `done` only marks: a

@@ -57,14 +57,15 @@ CANCEL_PATIENCE: Final = 5.0
 """Seconds that the server has to take a request to cancel, and as many again to say that it has cancelled. After that
 the connection is given up: TCP finds nothing wrong with it where a pooler has lost its server."""
 
-SCHEMA_BROKE: Final = (
-    "the schema in the database was migrated to a version that this program does not know and that breaks it: "
-    "upgrade pgherald"
-)
-
 
 class SchemaBroke(ConfigError):
     """A migration that this program does not know, and that says it breaks such programs, is in the database."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the schema in the database was migrated to a version that this program does not know and that breaks it: "
+            "upgrade pgherald"
+        )
 
 
 class CalledOff(TimeoutError):
@@ -254,7 +255,7 @@ class Store:
         broken: Sequence[ScenarioId] = ()
         if statement is _CLAIM:
             if rows[0][-1]:
-                raise SchemaBroke(SCHEMA_BROKE)
+                raise SchemaBroke
             broken = rows[0][-3] or ()
             rows = [row for row in rows if row[0] is not None]
             if rows:  # the claim itself began after the evaluation

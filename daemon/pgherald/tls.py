@@ -116,14 +116,9 @@ def _load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> 
 
 
 def _load_client_ca(context: ssl.SSLContext, client_ca: Path) -> None:
-    try:
-        context.load_verify_locations(client_ca)
-    except (OSError, ValueError):
-        wrong = True
-    else:
-        wrong = False
-    if wrong:
+    if not _holds_certificates(client_ca):
         raise ConfigError(f"{METRICS_TLS_CLIENT_CA.name}: {client_ca}: it holds no certificate in PEM form")
+    context.load_verify_locations(client_ca)
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an intermediate authority may be trusted without its root
 

@@ -27,7 +27,7 @@ from pgherald.backoff import Told, is_told, reconnect_delay
 from pgherald.listener import Wakeup
 from pgherald.log import describe_exception, log
 from pgherald.sessions import STORE_ERRORS
-from pgherald.store import CLAIM_PATIENCE, SCHEMA_BROKE, CalledOff, Claimed, SchemaBroke
+from pgherald.store import CLAIM_PATIENCE, CalledOff, Claimed, SchemaBroke
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
@@ -192,7 +192,7 @@ class Worker:
                 except (*STORE_ERRORS, TimeoutError) as error:
                     # It may be that a function is gone, because the schema was migrated to a newer version.
                     if await self._store.is_broken():
-                        self._refuse(SchemaBroke(SCHEMA_BROKE))
+                        self._refuse(SchemaBroke())
                         continue
                     failures += 1
                     self._health.set_unready("database_away")

@@ -206,14 +206,9 @@ begin
       using errcode = 'invalid_parameter_value', hint = 'placeholders are {name}, {name#}, {name:day|days}, and [name:text if it is set|text if not]';
   end if;
   -- herald.value_problem() would let anything pass
-  select format('parameter "%s" of scenario type "%s" has the unknown type %s', s.name, p_scenario_type, s.schema ->> 'type') into v_bad
-  from (
-    select k.key as name, k.value as schema
-    from jsonb_each(case jsonb_typeof(p_params_schema -> 'properties') when 'object' then p_params_schema -> 'properties' else '{}' end) as k
-    union all
-    select k.key, k.value -> 'items'
-    from jsonb_each(case jsonb_typeof(p_params_schema -> 'properties') when 'object' then p_params_schema -> 'properties' else '{}' end) as k
-  ) as s
+  select format('parameter "%s" of scenario type "%s" has the unknown type %s', k.key, p_scenario_type, s.schema ->> 'type') into v_bad
+  from jsonb_each(case jsonb_typeof(p_params_schema -> 'properties') when 'object' then p_params_schema -> 'properties' else '{}' end) as k
+  cross join lateral (values (k.value), (k.value -> 'items')) as s (schema)
   where coalesce(s.schema ->> 'type', 'string') not in ('integer', 'number', 'boolean', 'string', 'array')
   limit 1;
   if v_bad is not null then

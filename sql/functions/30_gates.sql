@@ -1,5 +1,5 @@
 -- The gates: why a candidate is not sent. All of them, once, here; evaluate, enqueue, preview and explain go through
--- herald.gate(), and herald.claim() repeats those that may have changed while a prompt waited.
+-- herald.gate(), and herald.claim_rows() repeats those that may have changed while a prompt waited.
 
 -- When the quiet hours that a moment lies in end; null when it lies in none. An unknown time zone counts as UTC
 -- (the check unknown_time_zone tells the DBA). Not parallel safe: before Postgres 17 a block that catches errors cannot

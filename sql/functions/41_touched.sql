@@ -109,7 +109,7 @@ comment on function herald.failed_just_now is
   'Whether the last run of a scenario that was written down failed with this SQLSTATE, less than a minute before p_now.';
 revoke all on function herald.failed_just_now from public;
 
--- The event-driven run: takes up to p_limit touched rows and evaluates just those people, looking back as far as a prompt may
+-- The run for touched users: takes up to p_limit touched rows and evaluates just those people, looking back as far as a prompt may
 -- still be sent.
 -- The daemon claims in the same statement, so this must not raise: not where an evaluator fails, nor where a lock is not to be
 -- had. A chapter where it fails is noted in herald.catch_up, for the next scheduled run. While a scheduled run has the scenario
@@ -202,6 +202,6 @@ begin
 end
 $$;
 comment on function herald.evaluate_touched is
-  'The event-driven run: evaluates up to p_limit touched rows'' people in every scenario; one row per scenario that found somebody or failed.';
+  'The run for touched users: evaluates up to p_limit touched rows'' people in every scenario; one row per scenario that found somebody or failed.';
 revoke all on function herald.evaluate_touched from public;
 grant execute on function herald.evaluate_touched to herald_daemon;

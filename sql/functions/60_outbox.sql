@@ -6,7 +6,7 @@
 -- Claims rows of herald.prompt, given by their ctid. The caller has found them ready and due, and locked them in this transaction:
 -- so they stay where they are, which saves two look-ups a row. Checks again what may have changed while they waited, and turns
 -- those that pass to 'sending' until p_now + p_lease. One row for each prompt, with its decision: send (then with all that is
--- needed to send it, its devices latest first), deferred (quiet hours), skipped (gate) or expired; none for a prompt
+-- needed to send it, its devices latest first), deferred (quiet hours, or paused), skipped (gate) or expired; none for a prompt
 -- that is left to the next claim. What depends on the scenario alone is worked out once for each scenario (rule).
 create or replace function herald.claim_rows(p_owner text, p_rows tid[], p_lease interval, p_now timestamptz)
 returns table (

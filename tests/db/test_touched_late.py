@@ -1,4 +1,4 @@
-"""Who is handed over while an event-driven run has already begun, or a scheduled one takes long."""
+"""Who is handed over while a run for touched users has already begun, or a scheduled one takes long."""
 
 from __future__ import annotations
 

@@ -92,11 +92,10 @@ class App:
             (platform, list(people)),
         )
 
-    def activity(self, person: UUID, at: datetime, activity_type: str = "contact", flags: Sequence[str] = ()) -> UUID:
+    def activity(self, person: UUID, at: datetime, activity_type: str = "contact") -> UUID:
         row = self.db.execute(
-            "insert into app.activity (user_id, activity_type, occurred_at, flags) "
-            "values (%s, %s, %s, %s) returning id",
-            (person, activity_type, at, list(flags)),
+            "insert into app.activity (user_id, activity_type, occurred_at) values (%s, %s, %s) returning id",
+            (person, activity_type, at),
         ).fetchone()
         assert row is not None
         found: UUID = row[0]

@@ -77,7 +77,7 @@ class Authority:
         return found
 
 
-def encrypted(identity: Identity, passphrase: bytes = b"secret") -> Path:
+def encrypted(identity: Identity) -> Path:
     """The key of an identity in a file that asks for a passphrase."""
     key = serialization.load_pem_private_key(identity.key.read_bytes(), None)
     path = identity.key.with_suffix(".encrypted")
@@ -85,7 +85,7 @@ def encrypted(identity: Identity, passphrase: bytes = b"secret") -> Path:
         key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(passphrase),
+            serialization.BestAvailableEncryption(b"secret"),
         )
     )
     return path

@@ -173,23 +173,19 @@ class Database:
         self._open.callback(connection.close)  # not its own __exit__: a test may leave a statement under way
         return connection
 
-    def connect_as_person(self, user_id: UUID | str, role: str = "authenticated") -> psycopg.Connection:
+    def connect_as_person(self, user_id: UUID | str) -> psycopg.Connection:
         """A connection as the API makes it for a person's JWT: the role, and the claims with `sub` = user_id."""
-        connection = self.connect(role)
+        connection = self.connect("authenticated")
         connection.execute(
             "select set_config('request.jwt.claims', %s, false)",
-            (json.dumps({"sub": str(user_id), "role": role}),),
+            (json.dumps({"sub": str(user_id), "role": "authenticated"}),),
         )
         return connection
 
-    def log_statements(self, which: str = "all") -> None:
+    def log_statements(self) -> None:
         """Have new sessions of this database log their statements; see `Server.captured_log`."""
         with self.server.admin() as admin:
-            admin.execute(
-                sql.SQL("alter database {} set log_statement = {}").format(
-                    sql.Identifier(self.name), sql.Literal(which)
-                )
-            )
+            admin.execute(sql.SQL("alter database {} set log_statement = 'all'").format(sql.Identifier(self.name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +240,8 @@ def wait_until_blocked(observer: psycopg.Connection, pid: int, *, seconds: float
     raise AssertionError(f"backend {pid} was not blocked by any other within {seconds} s")
 
 
-def _when_unused(change: Callable[[], None], *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
+def _when_unused(change: Callable[[], None]) -> None:
+    deadline = time.monotonic() + 60
     while True:
         try:
             return change()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -86,7 +87,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         return 0
     rows = [
         (
-            _name(run, names),
+            cut(_name(run, names), 30),
             run.candidates,
             run.prompts,
             span(run.duration.total_seconds()),
@@ -94,7 +95,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
         for run in runs
     ]
-    rows = [(cut(row[0], 30), *row[1:]) for row in rows]
     say(to.table(("SCENARIO", "DUE", "PROMPTS", "TIME", "NOT SENT AT ONCE"), rows, widest=_cut_at(4)))
     for run in runs:
         if run.error is not None:
@@ -199,9 +199,7 @@ _GATES: Final = {
 
 
 def _preview_text(name: str, found: Sequence[Previewed], arguments: argparse.Namespace, to: Screen) -> str:
-    decisions: dict[str, int] = {}
-    for each in found:
-        decisions[each.decision] = decisions.get(each.decision, 0) + 1
+    decisions = Counter(each.decision for each in found)
     send = decisions.pop("send", 0)
     people = len({each.user_id for each in found if each.decision == "send"})
     lines = [to.paint(to.wrap(f"{name}: due within {arguments.window}: {len(found):,}"), Colour.BOLD)]

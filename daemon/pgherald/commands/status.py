@@ -197,7 +197,7 @@ def _schedule_lines(outbox: OutboxStatus, settings: Settings, to_run: bool, to: 
 def _scenario_lines(scenario: ScenarioStatus, outbox: OutboxStatus, to: Screen) -> Iterator[str]:
     brief = short(scenario.scenario_id)
     mode = f"{scenario.canary_percent} % canary" if scenario.mode == "canary" else scenario.mode
-    label = f"{scenario.scenario_type}, {mode}, {str(scenario.scenario_id)[:8]}"
+    label = f"{scenario.scenario_type}, {mode}, {brief}"
     name = cut(scenario.name, to.width - len(label) - 2)
     yield f"{to.paint(name, Colour.BOLD)}{label.rjust(to.width - columns(name))}"
     yield to.wrap(scenario.sentence, 2)

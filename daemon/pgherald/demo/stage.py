@@ -90,8 +90,7 @@ class Stage:
         """What the daemon runs with."""
         return {
             "PGHERALD_DATABASE_URL": self._cluster.dsn(DATABASE, DAEMON),
-            "PGHERALD_FCM_ENDPOINT": self.emulator.endpoint,
-            "PGHERALD_FCM_CREDENTIALS": str(self.emulator.credentials_path),
+            **self.emulator.environment,
             "PGHERALD_METRICS_LISTEN": "127.0.0.1:0",
             "PGHERALD_STATE_DIR": str(self._directory_of("daemon") / "state"),
         }
@@ -196,11 +195,11 @@ class Child:
             raise HeraldError(self.last_words())
         return line
 
-    def wait_for(self, event: str, count: int = 1) -> None:
-        """Return once it has logged `event` so many times; HeraldError when it ends, or takes too long."""
+    def wait_for(self, event: str) -> None:
+        """Return once it has logged `event`; HeraldError when it ends, or takes too long."""
         deadline = time.monotonic() + PATIENCE
         with self._changed:
-            while sum(line.get("event") == event for line in self._lines) < count:
+            while all(line.get("event") != event for line in self._lines):
                 if self._ended or not self._changed.wait(deadline - time.monotonic()):
                     raise HeraldError(self.last_words())
 

@@ -18,6 +18,7 @@ from psycopg.rows import namedtuple_row
 from pgherald.demo.stage import PATIENCE
 from pgherald.demo.story import PEOPLE, TEXTS, Ending
 from pgherald.errors import HeraldError
+from pgherald.screen import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -245,8 +246,8 @@ class Witness:
             "where r.run_id > %s and (r.candidates > 0 or r.error is not null) order by r.run_id",
             (since.run,),
         ):
-            gates = ", ".join(f"{gate} {count}" for gate, count in run.suppressed.items())
-            text = f"{run.name}: {_count(run.candidates, 'candidate')} -> {_count(run.prompts, 'prompt')}"
+            gates = ", ".join(f"{gate} {number}" for gate, number in run.suppressed.items())
+            text = f"{run.name}: {count(run.candidates, 'candidate')} -> {count(run.prompts, 'prompt')}"
             text += f" ({gates})" if gates else ""
             yield Event(run.at, Speaker.POSTGRES, run.error or text)
 
@@ -269,7 +270,7 @@ class Witness:
 
     def _refusals(self, since: Mark) -> list[Event]:
         refused = self._refused() - since.refused
-        return [Event(None, Speaker.FCM, f"refused: {count} x {code}") for code, count in refused.items()]
+        return [Event(None, Speaker.FCM, f"refused: {number} x {code}") for code, number in refused.items()]
 
     def _revoked(self, since: Mark) -> Iterator[Event]:
         for device in self._rows(
@@ -341,7 +342,3 @@ def _leaves(content: Any) -> Iterator[str]:
                 yield from _leaves(value)
         case _:
             yield str(content)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

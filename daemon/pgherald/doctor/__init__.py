@@ -12,16 +12,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pgherald.doctor import database, host, push
-from pgherald.doctor.finding import Finding, Part, State
+from pgherald.doctor.finding import Part, State
 from pgherald.screen import Colour, count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pgherald.config import Settings
+    from pgherald.doctor.finding import Finding
     from pgherald.screen import Screen
 
-__all__ = ["Finding", "Part", "State", "document", "examine", "report"]
+__all__ = ["State", "document", "examine", "report"]
 
 _COLOURS = {
     State.OK: Colour.GREEN,
@@ -55,7 +56,7 @@ def document(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def report(findings: Sequence[Finding], to: Screen, *, verbose: bool = False) -> str:
+def report(findings: Sequence[Finding], to: Screen, *, verbose: bool) -> str:
     """The findings for a person; without `verbose`, the checks of the schema that found nothing are one line."""
     lines = []
     for part in Part:

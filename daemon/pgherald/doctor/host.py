@@ -78,8 +78,7 @@ def _state_directory(settings: Settings) -> Iterator[Finding]:
     spool = directory / "spool"
     # os.path: what this user may not look into is not there for it, where Path.exists() raises
     existing = next(each for each in (spool, directory, *directory.parents) if os.path.exists(each))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or (reason := _refusal(existing)):
-        reason = reason if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK) else "may not be written"
+    if reason := _refusal(existing):
         yield problem(
             part,
             "state_directory",
@@ -120,6 +119,8 @@ def _state_directory(settings: Settings) -> Iterator[Finding]:
 
 def _refusal(directory: Path) -> str:
     """Why nothing can be written and synced there; empty if it can."""
+    if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
+        return "may not be written"
     try:
         with tempfile.NamedTemporaryFile(dir=directory, prefix="doctor-") as file:
             file.write(b"pgherald doctor")

@@ -199,7 +199,7 @@ def _why_not_reached(endpoint: str) -> tuple[str, str]:
         return f"TLS: {error.reason or 'failed'}", "look for a proxy in between"
     except ConnectionRefusedError:
         return f"nothing listens on port {port} of {host}", f"check {FCM_ENDPOINT.name}"
-    except (TimeoutError, OSError):
+    except OSError:
         return f"{host} port {port} does not answer", f"let this machine out to {host} port {port} (firewall, proxy)"
     return "it was refused for a moment", "try again"
 

@@ -6,7 +6,7 @@ Bodies follow FCM's ErrorCode reference and bodies that people posted in public 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import responses
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ class Answer:
     code: str = "OK"
 
     def with_headers(self, *more: tuple[str, str]) -> Answer:
-        return Answer(self.status, self.body, (*self.headers, *more), self.code)
+        return replace(self, headers=(*self.headers, *more))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from pgherald.emulator.messages import Target
     from pgherald.emulator.oauth import TokenEndpoint
 
+MAX_BODY: Final = 1 << 20
+"""Bytes of a request's body at most."""
+
 _SEND_BEGIN: Final = "/v1/projects/"
 _SEND_END: Final = "/messages:send"
 _DRIP_SECONDS: Final = 1.0
@@ -81,7 +84,6 @@ class App:
         self.ledger = ledger
         self.tokens: dict[str, str] = {}
         self._controls: dict[tuple[str, str], Callable[[Request], Answer]] = {
-            ("GET", "/emulator"): self._get_overview,
             ("GET", "/emulator/messages"): self._get_messages,
             ("DELETE", "/emulator/messages"): self._delete_messages,
             ("GET", "/emulator/counters"): self._get_counters,
@@ -178,9 +180,6 @@ class App:
         if answer.status == 200:
             self.ledger.access_tokens += 1
         return answer
-
-    def _get_overview(self, _: Request) -> Answer:
-        return ok({"project": self.project, "routes": sorted(f"{method} {path}" for method, path in self._controls)})
 
     def _get_messages(self, request: Request) -> Answer:
         query = parse_qs(request.target.partition("?")[2])

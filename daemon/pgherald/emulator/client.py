@@ -1,4 +1,4 @@
-"""A synchronous way in, for tests and scripts: runs the emulator as a process, and speaks its control routes.
+"""A synchronous way in, for the demo and tests: runs the emulator as a process, and speaks its control routes.
 
 Nothing but the standard library, so that it can be used where no event loop runs.
 """

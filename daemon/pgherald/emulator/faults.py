@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import datetime
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from email.utils import format_datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -85,9 +85,9 @@ class Fault:
         name = self.code or BY_STATUS.get(self.status or 0)
         answer = page(self.status or 500) if name is None else CATALOGUE[name]
         if self.body is not None:
-            answer = Answer(answer.status, self.body.encode(), answer.headers, answer.code)
-        if self.status is not None and answer.status != self.status:
-            answer = Answer(self.status, answer.body, answer.headers, answer.code)
+            answer = replace(answer, body=self.body.encode())
+        if self.status is not None:
+            answer = replace(answer, status=self.status)
         if self.retry_after is not None:
             answer = answer.with_headers(("retry-after", f"{self.retry_after:g}"))
         if self.retry_after_date is not None:

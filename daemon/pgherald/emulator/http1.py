@@ -8,18 +8,16 @@ from __future__ import annotations
 import asyncio
 from email.utils import formatdate
 from http.client import responses
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import h11
 
-from pgherald.emulator.app import App, Reply, Request
+from pgherald.emulator.app import MAX_BODY, App, Reply, Request
 from pgherald.emulator.faults import Wire
 
 if TYPE_CHECKING:
     from pgherald.emulator.answers import Answer
     from pgherald.emulator.link import Link
-
-MAX_BODY: Final = 1 << 20
 
 
 class Http1:

@@ -25,7 +25,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
 
-from pgherald.emulator.app import App, Reply, Request
+from pgherald.emulator.app import MAX_BODY, App, Reply, Request
 from pgherald.emulator.faults import Wire
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pgherald.emulator.link import Link
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-MAX_BODY: Final = 1 << 20
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The emulator as a whole: its parts put together, started and stopped. The command and the demo both start it here."""
+"""The emulator as a whole: its parts put together, started and stopped. Called by the command, and by tests."""
 
 from __future__ import annotations
 
