@@ -403,8 +403,11 @@ async def test_a_cancelled_batch_gives_back_what_it_had_not_begun(
     async with build(database, tmp_path, max_in_flight=1) as bench:
         bench.emulator.faults.set("silent")
         prompts = await bench.claim()
-        with anyio.move_on_after(0.3):
-            await bench.dispatcher.dispatch_prompts(prompts)
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(bench.dispatcher.dispatch_prompts, prompts)
+                await bench.emulator.wait_for(1)
+                tasks.cancel_scope.cancel()
     statuses = sorted(status for status, _ in organisation.prompts().values())
     assert statuses == ["ready", "ready", "unknown"]
     assert [row[1] for row in organisation.histories()] == ["unknown"]
