@@ -16,6 +16,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
+from pgherald import backoff
 from pgherald.dispatcher import DispatchConfig
 from pgherald.health import Health
 from pgherald.listener import OFTEN, Doorbell, Wakeup
@@ -184,7 +185,7 @@ async def test_a_single_ring_keeps_nobody_awake() -> None:
             bell.ring(Wakeup.NOTIFY)
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
-    assert len(database.evaluations) == 4
+    assert database.claims == 4  # and as many evaluations, unless the machine took its time for one of them
     assert (database.slept, database.awake_since) == ([], None)
 
 
@@ -310,7 +311,10 @@ async def test_under_a_backlog_a_claim_is_made_while_another_is_unanswered_and_n
     assert database.sent == 24
 
 
-async def test_what_the_second_claim_fails_for_is_told_as_if_it_were_the_first() -> None:
+async def test_what_the_second_claim_fails_for_is_told_as_if_it_were_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "RECONNECT_BASE", 60.0)  # no machine is so slow that the loop is back too early
+    monkeypatch.setattr(backoff, "RECONNECT_CAP", 60.0)
+
     class Failing(Backlog):
         async def claim(self, *arguments: object, touched: int) -> Claimed:
             if len(self.unanswered) == 1:
