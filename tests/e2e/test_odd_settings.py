@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -48,13 +49,17 @@ def test_the_daemon_works_at_read_committed_whatever_the_database_has_set(
 ) -> None:
     organisation = Organisation(db)
     put_on(database, default_transaction_isolation=isolation)
-    emulator.set_faults({"do": "latency", "seconds": 1})
     with running_daemon(database.daemon_dsn, emulator, tmp_path) as daemon, psycopg.connect(database.dsn) as other:
+        daemon.wait_for_metric("pgherald_oauth_expiry_timestamp_seconds", lambda at: at > 0)
         organisation.scenario()
         person = organisation.mentor("phone-1")
-        organisation.activity(person)
-        wait_for(lambda: organisation.prompts().get(person) == ("sending", None))
-        other.execute("update herald.prompt set priority = priority")
+        emulator.process.send_signal(signal.SIGSTOP)
+        try:
+            organisation.activity(person)
+            wait_for(lambda: organisation.prompts().get(person) == ("sending", None))
+            other.execute("update herald.prompt set priority = priority")
+        finally:
+            emulator.process.send_signal(signal.SIGCONT)
         # Its outcome waits for that transaction, and at any higher level would fail once it commits.
         wait_for(
             lambda: db.execute("select 1 from pg_stat_activity where cardinality(pg_blocking_pids(pid)) > 0").fetchone()

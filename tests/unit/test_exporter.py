@@ -301,21 +301,30 @@ async def test_a_request_that_trickles_in_is_cut_off(monkeypatch: pytest.MonkeyP
 
 
 async def test_an_idle_connection_is_kept_longer_than_a_request_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "REQUEST_SECONDS", 0.5)
-    monkeypatch.setattr(exporter, "IDLE_SECONDS", 2.5)
+    ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     async with running() as server, await server.connect() as client:
-        for _ in range(2):
-            await client.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b"200" in await client.receive()
-            await anyio.sleep(0.8)
+        await client.send(ask)
+        assert b"200" in await client.receive()
+        monkeypatch.setattr(exporter, "REQUEST_SECONDS", 0.2)
+        await anyio.sleep(0.5)
+        monkeypatch.setattr(exporter, "IDLE_SECONDS", 0.2)  # from the next answer on
+        await client.send(ask)
+        assert b"200" in await client.receive()
         assert await read_until_cut_off(client) == 0
 
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "ANSWER_SECONDS", 0.2)
     async with running() as server, await server.connect() as client:
-        monkeypatch.setattr(server.metrics, "render", lambda: b"x" * 50_000_000)
+        answering = anyio.Event()
+
+        def render() -> bytes:
+            answering.set()
+            return b"x" * 50_000_000
+
+        monkeypatch.setattr(server.metrics, "render", render)
         await client.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await answering.wait()
         await anyio.sleep(0.5)
         assert await read_until_cut_off(client) < 50_000_000
 

@@ -284,7 +284,10 @@ def test_a_reader_that_stops_reading_does_not_stop_the_daemon(monkeypatch: pytes
         assert [line.get("lines_lost") for line in after] == [each.lost, None]
 
 
-def test_a_reader_that_is_slow_gets_every_line() -> None:
+def test_a_reader_that_is_slow_gets_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "pgherald.log.STALL_PATIENCE", 60.0
+    )  # it is slow, and does not stall: on a busy machine neither
     read, write = os.pipe()
     taken: list[bytes] = []
 

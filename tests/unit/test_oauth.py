@@ -172,12 +172,15 @@ async def test_after_a_401_each_failure_is_logged_once_and_tried_again_though_no
 
 
 @anyio_test
-async def test_an_endpoint_that_gives_the_same_token_again_is_asked_once_for_a_401(tmp_path: Path) -> None:
+async def test_an_endpoint_that_gives_the_same_token_again_is_asked_once_for_a_401(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def same(peer: Peer, _: int) -> None:
         await peer.send(granted("token"))
 
     async with endpoint(tmp_path, same) as (oauth, server), renewing(oauth):
         assert await oauth.refresh("token") == "token"
+        monkeypatch.setattr(oauth_module, "FORCED_PAUSE", 3600.0)  # the second comes within the pause
         with pytest.raises(NoOAuthToken) as caught:
             await oauth.refresh("token")
         assert caught.value.reason == "renewed_a_moment_ago"

@@ -16,6 +16,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
+from pgherald import backoff
 from pgherald.dispatcher import DispatchConfig
 from pgherald.health import Health
 from pgherald.listener import OFTEN, Doorbell, Wakeup
@@ -136,8 +137,14 @@ class Backlog(Database):
         """Let the oldest claim be answered, and whatever follows from that happen; how many are unanswered then."""
         _, answered = self.unanswered.pop(0)
         answered.set()
-        await anyio.sleep(0.02)
+        await turns()
         return len(self.unanswered)
+
+
+async def turns() -> None:
+    """Let happen what needs no more than its turns of the loop, however long the machine takes for each."""
+    for _ in range(20):
+        await anyio.sleep(0.001)
 
 
 def worker(database: Database, bell: Doorbell, spool: SimpleNamespace | None = None) -> Worker:
@@ -178,7 +185,7 @@ async def test_a_single_ring_keeps_nobody_awake() -> None:
             bell.ring(Wakeup.NOTIFY)
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
-    assert len(database.evaluations) == 4
+    assert database.claims == 4  # and as many evaluations, unless the machine took its time for one of them
     assert (database.slept, database.awake_since) == ([], None)
 
 
@@ -291,7 +298,7 @@ async def test_under_a_backlog_a_claim_is_made_while_another_is_unanswered_and_n
     running = worker(database, Doorbell())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(running.run)
-        await anyio.sleep(0.02)
+        await turns()
         assert len(database.unanswered) == 1  # whether there is more than that is not known yet
         for _ in range(6):
             assert await database.answer() == 2
@@ -304,7 +311,10 @@ async def test_under_a_backlog_a_claim_is_made_while_another_is_unanswered_and_n
     assert database.sent == 24
 
 
-async def test_what_the_second_claim_fails_for_is_told_as_if_it_were_the_first() -> None:
+async def test_what_the_second_claim_fails_for_is_told_as_if_it_were_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "RECONNECT_BASE", 60.0)  # no machine is so slow that the loop is back too early
+    monkeypatch.setattr(backoff, "RECONNECT_CAP", 60.0)
+
     class Failing(Backlog):
         async def claim(self, *arguments: object, touched: int) -> Claimed:
             if len(self.unanswered) == 1:
@@ -315,7 +325,7 @@ async def test_what_the_second_claim_fails_for_is_told_as_if_it_were_the_first()
     running = worker(database, Doorbell())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(running.run)
-        await anyio.sleep(0.02)
+        await turns()
         await database.answer()
         assert await database.answer() == 0  # the loop backs off, as it does for a claim of its own
         assert database.taken == 0
@@ -327,7 +337,7 @@ async def test_what_was_claimed_while_the_spool_failed_is_given_back_unsent() ->
     running = worker(database, Doorbell(), spool)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(running.run)
-        await anyio.sleep(0.02)
+        await turns()
         assert await database.answer() == 2
         spool.failing = True
         while database.unanswered:
@@ -343,7 +353,7 @@ async def test_a_slot_that_comes_free_too_late_is_claimed_nothing_for(why: str) 
     running = worker(database, Doorbell(), spool)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(running.run)
-        await anyio.sleep(0.02)
+        await turns()
         if why == "stopped":
             running.stop()
         elif why == "spool":
@@ -351,7 +361,7 @@ async def test_a_slot_that_comes_free_too_late_is_claimed_nothing_for(why: str) 
         else:
             spool.owed = DispatchConfig().max_in_flight + 1
         database.taken = 0
-        await anyio.sleep(0.05)
+        await turns()
         assert all(count == 0 for count, _ in database.unanswered)
         running.stop()
         while database.unanswered:
@@ -364,7 +374,7 @@ async def test_while_the_database_owes_an_answer_nobody_is_taken_to_hang() -> No
     running = worker(database, Doorbell(), recorder)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(running.run)
-        await anyio.sleep(0.02)
+        await turns()
         assert await database.answer() == 2
         database.taken += Backlog.SLOTS  # whoever wants a slot waits
         assert await database.answer() == 1
@@ -397,7 +407,7 @@ async def test_a_second_claim_that_gets_no_slot_back_is_taken_to_hang() -> None:
     running = worker(database, Doorbell())
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(running.run)
-        await anyio.sleep(0.02)
+        await turns()
         assert await database.answer() == 2
         await anyio.sleep(0.2)  # the loop may evaluate again
         assert await database.answer() == 2
