@@ -332,6 +332,11 @@ def test_why_lists_every_check_with_its_numbers(pgherald: Command, organisation:
     assert {"check_name": "opt_out", "passed": True, "detail": "not opted out"} in checks
 
 
+def test_without_scenarios_describe_says_so_and_how_to_make_one(pgherald: Command) -> None:
+    assert pgherald("describe").out.startswith("No scenarios yet: insert into herald.scenario")
+    assert pgherald("describe", "--json").json == []
+
+
 def test_describe_says_it_in_the_language_asked_for(pgherald: Command, organisation: Organisation) -> None:
     organisation.scenario(name="first steps")
     assert pgherald("describe", "first steps").out == "Send at a person's 1st activity; at most once a week\n"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Action = Callable[[argparse.Namespace], int]
 
 SCENARIO: Final = "the scenario's name, its id, or the first four digits or more of it"
+NO_SCENARIOS: Final = "No scenarios yet: insert into herald.scenario (scenario_type, organisation_id, name, params) ..."
 AT: Final = "a moment such as 2026-03-01T08:00+01:00; UTC where it names no zone"
 
 

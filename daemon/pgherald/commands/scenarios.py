@@ -13,6 +13,7 @@ import orjson
 
 from pgherald.commands.command import (
     AT,
+    NO_SCENARIOS,
     SCENARIO,
     as_locale,
     as_moment,
@@ -359,6 +360,8 @@ def _describe(arguments: argparse.Namespace) -> int:
     if only is not None:
         say(to.wrap(found[0].sentence))
         return 0
+    if not found:
+        say(to.wrap(NO_SCENARIOS))
     for each in found:
         say(to.paint(to.wrap(f"{each.name} ({each.scenario_type}, {short(each.scenario_id)})"), Colour.BOLD))
         say(to.wrap(each.sentence, 2))

@@ -7,7 +7,17 @@ import time
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from pgherald.commands.command import as_locale, as_seconds, command, connected, say, settings_of, terminal, whole
+from pgherald.commands.command import (
+    NO_SCENARIOS,
+    as_locale,
+    as_seconds,
+    command,
+    connected,
+    say,
+    settings_of,
+    terminal,
+    whole,
+)
 from pgherald.config import Scheduler
 from pgherald.screen import Colour, ago, as_json, columns, count, cut, listed, short, span
 
@@ -147,7 +157,7 @@ def _status_text(
         "",
     ]
     if not scenarios:
-        lines.append("No scenarios yet: insert into herald.scenario (scenario_type, organisation_id, name, params) ...")
+        lines.append(to.wrap(NO_SCENARIOS))
         return "\n".join(lines)
     lines.append(to.paint(f"Scenarios (numbers of the last {count(hours, 'hour')})", Colour.BOLD))
     for scenario in scenarios:
