@@ -103,11 +103,11 @@ def shown(places: Mapping[str, str | bytes], secrets: Mapping[str, str]) -> Iter
 
 @cache
 def _forms(secret: str) -> tuple[frozenset[bytes], frozenset[bytes]]:
-    """The forms whose case matters, and those whose case does not, in lower case."""
+    """The forms whose case matters, and those whose case does not, in lower case (of ASCII, as of bytes)."""
     caseless = {form for name in CASELESS for form in ENCODINGS[name](secret)}
     return (
         frozenset(form.encode() for form in disguised(secret) - caseless),
-        frozenset(form.lower().encode() for form in caseless),
+        frozenset(form.encode().lower() for form in caseless),
     )
 
 

@@ -58,6 +58,11 @@ def test_every_secret_is_found_in_every_disguise_and_no_other(secrets: dict[str,
         ], text
 
 
+def test_a_secret_with_a_capital_beyond_ascii_is_found() -> None:
+    for text in ("<Ødegård>", "<ØDEGåRD>", "Ødegård".encode().hex(), quote("Ødegård")):
+        assert [*canaries.shown({"it": text}, {"name": "Ødegård"})] == ["name in it"], text
+
+
 def test_what_holds_no_secret_shows_none(secrets: dict[str, str]) -> None:
     harmless = "tok3n canary, Kanari, " + base64.b64encode(b"device 7f9c1d, phone 1, 51").decode() + b"phone".hex()
     canaries.assert_nothing_shown({"the log": harmless, "empty": b""}, secrets)

@@ -285,9 +285,8 @@ def test_a_reader_that_stops_reading_does_not_stop_the_daemon(monkeypatch: pytes
 
 
 def test_a_reader_that_is_slow_gets_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "pgherald.log.STALL_PATIENCE", 60.0
-    )  # it is slow, and does not stall: on a busy machine neither
+    # It is slow, and does not stall: on a busy machine neither.
+    monkeypatch.setattr("pgherald.log.STALL_PATIENCE", 60.0)
     read, write = os.pipe()
     taken: list[bytes] = []
 
